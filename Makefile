@@ -1,0 +1,81 @@
+# make paper trains, measures and draws everything; make help lists the rest.
+PROFILE ?= digits
+SEEDS   ?= 1
+CORES   := $(shell getconf _NPROCESSORS_ONLN)
+JOBS    ?= $(if $(filter paper,$(PROFILE)),1,$(CORES))
+DEVICE  ?= auto
+VENV    ?= .venv
+PYTHON  ?= python3
+
+BIN := $(abspath $(VENV))/bin
+GRID = $(BIN)/python -m cldiff.grid $(PROFILE) --seeds $(SEEDS) --device $(DEVICE)
+
+# The cores are shared out between the runs that go on at the same time.
+export OMP_NUM_THREADS := $(shell n=$$(( $(CORES) / $(JOBS) )); echo $$(( n > 0 ? n : 1 )))
+export SOURCE_DATE_EPOCH := 1704067200
+export PYTHONUTF8 := 1
+
+.DELETE_ON_ERROR:
+.PHONY: help setup setup-test paper targets test lab clean
+
+help:
+	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
+	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
+	@echo 'make lab      open the notebooks in JupyterLab'
+	@echo 'make test     the tests'
+	@echo 'make clean    delete what make paper made for PROFILE, after asking'
+	@echo
+	@echo 'PROFILE=$(PROFILE)  smoke (seconds), digits (minutes on a CPU), small (a GPU, or hours), paper (a large GPU)'
+	@echo 'SEEDS=$(SEEDS)         repetitions of each run'
+	@echo 'JOBS=$(JOBS)          runs at the same time'
+	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda'
+	@echo 'VENV=$(VENV)      another environment, for example one shared between clones'
+
+setup: $(VENV)/.installed
+
+# Existence of the stamp decides, and whether pyproject.toml has changed since.
+$(VENV)/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+setup-test: $(VENV)/.installed-test
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+paper: setup
+	@$(GRID) --set-aside >/dev/null
+	@$(MAKE) --no-print-directory -j$(JOBS) targets
+
+# Below, only the make that `paper` starts. A run is made when its result is not there, whatever the times of files
+# say; figures are drawn again when a result is newer.
+ifdef MAKELEVEL
+ifneq ($(filter targets,$(MAKECMDGOALS)),)
+RUNS    := $(shell $(GRID))
+FIGURES := $(shell $(GRID) --figures)
+$(if $(RUNS),,$(error no runs))
+endif
+endif
+
+targets: $(FIGURES)
+	@echo 'figures/$(PROFILE) is complete'
+
+$(RUNS):
+	@echo 'run     $(patsubst %/result.json,%,$@)'
+	@$(GRID) --job $@ | $(BIN)/python -m cldiff.execute
+
+$(FIGURES): $(RUNS)
+	@echo 'figure  $(basename $@)'
+	@$(GRID) --job $@ | $(BIN)/python -m cldiff.execute
+
+test: setup-test
+	$(BIN)/python -m pytest
+
+lab: setup
+	cd notebooks && $(BIN)/jupyter lab
+
+clean:
+	@printf 'delete results/$(PROFILE) and figures/$(PROFILE)? [y/N] '; read answer; test "$$answer" = y
+	rm -rf results/$(PROFILE) figures/$(PROFILE)

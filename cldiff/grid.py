@@ -1,0 +1,116 @@
+"""Every run and every figure of every profile, listed once. `python -m cldiff.grid PROFILE` prints the runs."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .runs import ResultError, Run, read_result
+
+# The rows of the tables: a name of METHODS and, where the row is not at the method's default, its weight.
+ROWS = (
+    ("finetune", None),
+    ("l2", None),
+    ("replay", 1.0),
+    ("replay", 0.01),
+    ("generative", 1.0),
+)
+TABLES = {"mnist": "table_1", "fashion_mnist": "table_2", "digits": "table_1"}
+FIGURES = ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "findings")
+
+
+@dataclass(frozen=True)
+class Profile:
+    datasets: tuple[str, ...]
+    l2: float  # the weight of L2, chosen on validation images
+    settings: dict = field(default_factory=dict)  # what differs from Run's defaults
+
+
+_DIGITS = dict(channels=16, multipliers=[1, 2], blocks=1, attention=4, buffer=20, early=50, late=300)
+PROFILES = {
+    "smoke": Profile(("digits",), 1.0, dict(
+        _DIGITS, steps=4, batch=8, channels=8, pool=8, pool_steps=2, samples=16, sample_steps=2, bound_terms=4,
+        bound_images=8, curve_every=2, curve_images=8)),
+    "digits": Profile(("digits",), 1.0, dict(
+        _DIGITS, steps=300, batch=32, learning_rate=2e-3, pool=200, pool_steps=10, samples=256, sample_steps=10,
+        bound_terms=20, curve_every=50)),
+    "small": Profile(("mnist", "fashion_mnist"), 1.0, dict(
+        channels=32, steps=2_000, learning_rate=5e-4, samples=1_000, pool=1_000, pool_steps=25, sample_steps=25,
+        bound_terms=50, bound_images=500, curve_every=100)),
+    "paper": Profile(("mnist", "fashion_mnist"), 1.0, dict(channels=64, precision="bfloat16")),
+}
+
+
+def runs(profile: str, seeds: int = 1) -> list[Run]:
+    """Every run of a profile. Raises ValueError for an unknown one."""
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; known: {', '.join(PROFILES)}")
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds}: expected at least 1")
+    p = PROFILES[profile]
+    return [Run(dataset=dataset, method=method, weight=p.l2 if method == "l2" else weight, seed=seed, **p.settings)
+            for dataset in p.datasets for seed in range(seeds) for method, weight in ROWS]
+
+
+def jobs(profile: str, seeds: int = 1, device: str = "auto") -> dict[str, dict]:
+    """What each target of make is made from: {target: {notebook, output, parameters}}, runs first."""
+    found = {}
+    for run in runs(profile, seeds):
+        folder = f"results/{profile}/{run.name}"
+        found[f"{folder}/result.json"] = {
+            "notebook": "notebooks/run.ipynb", "output": f"{folder}/run.ipynb",
+            "parameters": {**dataclasses.asdict(run), "results": f"../results/{profile}", "device": device}}
+    for number, dataset in enumerate(PROFILES[profile].datasets):
+        for name in (TABLES[dataset], *FIGURES):
+            target = f"figures/{profile}/{name}{f'-{dataset}' if number and name in FIGURES else ''}.ipynb"
+            found[target] = {
+                "notebook": f"notebooks/{name}.ipynb", "output": target,
+                "parameters": {"dataset": dataset, "results": f"../results/{profile}", "figures": f"../figures/{profile}"}}
+    return found
+
+
+def set_aside_damaged(profile: str, seeds: int = 1) -> None:
+    """Renames the folder of each run whose results cannot be read, and names it: the run will be done again."""
+    for run in runs(profile, seeds):
+        folder = Path("results", profile, run.name)
+        try:
+            if (folder / "result.json").exists():
+                read_result(folder)
+        except ResultError as error:
+            aside = next(p for k in range(1, 10_000)
+                         if not (p := folder.with_name(f".damaged-{k}-{folder.name}")).exists())
+            os.rename(folder, aside)
+            print(f"{error}; moved to {aside}, the run is done again", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m cldiff.grid", description=__doc__)
+    parser.add_argument("profile", help=f"one of {', '.join(PROFILES)}")
+    parser.add_argument("--seeds", type=int, default=1, help="repetitions of each run (default 1)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (with --job)")
+    parser.add_argument("--figures", action="store_true", help="print the tables and figures, not the runs")
+    parser.add_argument("--job", metavar="TARGET", help="print what one target is made from, as JSON for cldiff.execute")
+    parser.add_argument("--set-aside", action="store_true", help="first move results away that cannot be read")
+    words = parser.parse_args()
+    from .train import pick_device
+
+    try:
+        pick_device(words.device)
+        found = jobs(words.profile, words.seeds, words.device)
+        if words.set_aside:
+            set_aside_damaged(words.profile, words.seeds)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    if words.job:
+        if words.job not in found:
+            sys.exit(f"error: {words.job} is no target of profile {words.profile}")
+        print(json.dumps(found[words.job]))
+    else:
+        print("\n".join(t for t in found if t.startswith("figures/" if words.figures else "results/")))
+
+
+if __name__ == "__main__":
+    main()

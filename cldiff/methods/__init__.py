@@ -1,0 +1,15 @@
+"""Continual-learning methods: one short file for each family, one name for each method."""
+
+from .base import Batch, Method
+from .finetune import Finetune
+from .regularize import L2
+from .replay import GenerativeReplay, Replay
+
+METHODS: dict[str, type[Method]] = {
+    "finetune": Finetune,
+    "l2": L2,
+    "replay": Replay,
+    "generative": GenerativeReplay,
+}
+
+__all__ = ["METHODS", "Batch", "Method"]

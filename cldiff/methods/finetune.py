@@ -1,0 +1,7 @@
+"""Finetuning: tasks one after the other, nothing done against forgetting."""
+
+from .base import Method
+
+
+class Finetune(Method):
+    """The base class does it all: no replay, no penalty."""

@@ -1,0 +1,50 @@
+"""Methods that rehearse past tasks: from stored images, or from images that the previous model draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..tasks import Split, to_uint8
+from .base import Batch, Method
+
+if TYPE_CHECKING:
+    from ..train import Learner
+
+
+def buffer(learner: Learner, task: int) -> Split:
+    """The training images of a past task that replay keeps: run.buffer of them, chosen by the seed alone."""
+    train = learner.tasks[task].train
+    order = torch.randperm(len(train), generator=learner.generator("buffer", task=task, step=0, device="cpu"))
+    return train[order[: learner.run.buffer]]
+
+
+class Replay(Method):
+    """Experience replay (Chaudhry et al. 2019): a second batch, drawn from the buffers of all past tasks."""
+
+    label = "Experience replay"
+    weight = 1.0
+
+    def remember(self, learner: Learner, task: int) -> torch.Tensor:
+        """uint8 (N, C, H, W): what stands for a past task."""
+        return buffer(learner, task).images.to(learner.device)
+
+    def start_task(self, learner: Learner) -> None:
+        past = [self.remember(learner, task) for task in range(learner.task)]
+        owner = torch.repeat_interleave(torch.arange(len(past)), torch.tensor([len(images) for images in past]))
+        self.state = {"images": torch.cat(past), "task": owner.to(learner.device)}
+
+    def replay(self, learner: Learner) -> Batch | None:
+        if not self.state or self.weight == 0:
+            return None
+        return learner.draw(self.state["images"], self.state["task"], "replay", self.weight)
+
+
+class GenerativeReplay(Replay):
+    """Generative replay (Shin et al. 2017): the buffers are filled by the model from before the task."""
+
+    label = "Generative replay"
+
+    def remember(self, learner: Learner, task: int) -> torch.Tensor:
+        return to_uint8(learner.sample(task, learner.run.pool, learner.run.pool_steps, eta=0.0, purpose="pool"))

@@ -1,0 +1,125 @@
+"""One style, one colour for each method, and what the figure notebooks share."""
+
+import os
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from PIL import Image
+
+from .grid import ROWS
+from .metrics import summarise
+from .runs import ResultError, label, load_results
+
+COLUMN, PAGE = 3.5, 7.2  # width of a column and of a page, inches
+ORDER = [label(method, weight) for method, weight in ROWS]
+COLOURS = dict(zip(ORDER, sns.color_palette("colorblind", len(ORDER))))
+
+
+def use_style() -> None:
+    sns.set_theme(context="paper", style="ticks", font_scale=0.9)
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "1704067200")  # the date inside a pdf: the same figure, the same file
+    matplotlib.rcParams.update({
+        "svg.hashsalt": "cldiff", "savefig.bbox": "tight", "savefig.dpi": 200, "figure.dpi": 120,
+        "axes.spines.top": False, "axes.spines.right": False, "pdf.fonttype": 42, "legend.frameon": False,
+    })
+
+
+def present(labels) -> list[str]:
+    """The labels that occur, in the order of the tables; those that no table lists come last."""
+    found = list(dict.fromkeys(labels))
+    return [name for name in ORDER if name in found] + [name for name in found if name not in ORDER]
+
+
+def save_figure(figure, folder: str | Path, name: str) -> None:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind in ("pdf", "png"):
+        figure.savefig(folder / f"{name}.{kind}")
+
+
+def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) -> str:
+    """Writes name.md and name.tex and returns the Markdown; `note` says below the table what the numbers depend on."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    markdown = "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{note}\n"
+    (folder / f"{name}.md").write_text(markdown)
+    plain = str.maketrans({"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "%": r"\%", "_": r"\_", "≤": r"$\leq$"})
+    lines = [" & ".join(row).translate(plain) + r" \\" for row in (rows[0], *rows[2:])]
+    columns = "l" + "r" * (len(table.columns) - 1)
+    (folder / f"{name}.tex").write_text("\n".join([
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
+        r"\end{tabular}", rf"\par\smallskip\footnotesize {note.translate(plain)}"]) + "\n")
+    return markdown
+
+
+def load_samples(run_folder: str | Path, tasks: int) -> np.ndarray:
+    """samples.png of a run, cut up again: (after task, task ID, sample, height, width), uint8."""
+    sheet = np.asarray(Image.open(Path(run_folder) / "samples.png"))
+    side = sheet.shape[0] // tasks
+    return sheet.reshape(tasks, side, tasks, -1, side).transpose(0, 2, 3, 1, 4)
+
+
+def show_samples(axis, samples: np.ndarray, row_labels: list[str]) -> None:
+    """A picture of samples (rows, columns, height, width), black on white, a label before each row."""
+    rows, columns, height, width = samples.shape
+    axis.imshow(255 - samples.transpose(0, 2, 1, 3).reshape(rows * height, columns * width), cmap="gray", vmin=0, vmax=255)
+    axis.set_yticks((np.arange(rows) + 0.5) * height - 0.5, row_labels)
+    axis.set_xticks([])
+    axis.tick_params(length=0)
+    sns.despine(ax=axis, left=True, bottom=True)
+
+
+def mark_tasks(axis, steps: int, tasks: int, titles: bool = True) -> None:
+    """Vertical lines where one task ends and the next begins, task numbers above."""
+    for task in range(tasks):
+        axis.axvline(task * steps, color="0.85", linewidth=0.8, zorder=0)
+        if titles:
+            axis.text((task + 0.5) * steps, 1.01, f"task {task + 1}", transform=axis.get_xaxis_transform(),
+                      ha="center", va="bottom", fontsize="x-small", color="0.4")
+    axis.set_xlim(0, tasks * steps)
+
+
+def run_parameters(results: str | Path, dataset: str) -> dict:
+    """The parameters that all runs of a data set share (method, weight and seed are the first run's)."""
+    return next(iter(load_results(results, dataset).values()))["run"]
+
+
+def find_run(results: str | Path, dataset: str, method: str, weight: float | None = None, seed: int = 0) -> Path:
+    """The folder of one run. Raises ResultError if it has not been made."""
+    for path, result in load_results(results, dataset).items():
+        run = result["run"]
+        if (run["method"], run["seed"]) == (method, seed) and weight in (None, run["weight"]):
+            return path
+    raise ResultError(f"no run of {method} with seed {seed} on {dataset} in {results}")
+
+
+def results_table(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of a paper's table, mean (and standard error where there are several seeds), and what they rest on."""
+    summary = summarise(scores)
+    table = []
+    for name in present(summary.label):
+        row = {"": name}
+        for metric, title, digits in (("fid", "FID", 1), ("bpd", "BPD", 3), ("accuracy", "accuracy", 3)):
+            rows = summary[(summary.label == name) & (summary.metric == metric)]
+            for kind, arrow in (("average", "↑" if metric == "accuracy" else "↓"), ("forgetting", "↓")):
+                row[f"{'avg' if kind == 'average' else 'forgetting'} {title} {arrow}"] = with_error(rows[kind], digits)
+        table.append(row)
+    drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
+    floor = scores[scores.metric == "fid_floor"].value.mean()
+    note = (f"{scores.dataset.iloc[0]}, {summary.seed.nunique()} seed(s). FID: {drawn.extractor} features of {drawn.n} "
+            f"samples per task ({drawn.sampler}) against the training images of the task; two halves of these are "
+            f"{floor:.1f} apart. BPD: variational bound on {bound.n.min()} to {bound.n.max()} test images per task, "
+            f"{bound.sampler.iloc[0].removeprefix('terms')} timesteps each. Accuracy: share of samples that fall into "
+            f"their task's classes. Forgetting: positive means worse.")
+    return pd.DataFrame(table), note
+
+
+def with_error(values: pd.Series, digits: int) -> str:
+    """Mean, with the standard error of the mean where there is more than one value."""
+    error = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
+    return f"{values.mean():.{digits}f}{error}"

@@ -1,0 +1,148 @@
+"""Data sets cut into sequences of tasks, two classes each, checked by SHA-256."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DATASETS = ("digits", "mnist", "fashion_mnist")
+CLASSES_PER_TASK = 2
+SPLIT_SEED = 0  # the splits are part of the protocol: the same for every run and every seed
+
+SHA256 = {
+    "digits": {
+        "images and labels": "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382",
+    },
+    "mnist": {
+        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+    },
+    "fashion_mnist": {
+        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    },
+}
+
+
+class DataError(RuntimeError):
+    """Data that is missing or damaged; the message says which file and what to do."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """images: uint8 (N, C, H, W); labels: int64 (N,), the classes of the whole data set."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: Tensor) -> "Split":
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of the sequence. `index` is the task ID, from 0; figures and result files count from 1."""
+
+    index: int
+    classes: tuple[int, ...]
+    train: Split
+    validation: Split  # a tenth of each class's training images
+    test: Split
+
+
+def to_model(images: Tensor) -> Tensor:
+    """uint8 0 .. 255 -> float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """The nearest of the 256 values of a pixel; what lies outside [-1, 1] is clipped."""
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def load_tasks(dataset: str, root: str | Path = "data") -> list[Task]:
+    """The tasks {0, 1}, {2, 3}, ... of "digits", "mnist" or "fashion_mnist".
+
+    root: the folder of MNIST's and Fashion-MNIST's files, in torchvision's layout; what is missing is downloaded.
+    Raises ValueError for an unknown data set, DataError for a file that is damaged or cannot be had.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
+    train, test = _load_digits() if dataset == "digits" else _load_torchvision(dataset, Path(root))
+    train, validation = _cut(train, one_in=10)
+    tasks = []
+    for index in range(int(train.labels.max() + 1) // CLASSES_PER_TASK):
+        classes = tuple(range(CLASSES_PER_TASK * index, CLASSES_PER_TASK * (index + 1)))
+        pick = lambda split: split[torch.isin(split.labels, torch.tensor(classes))]  # noqa: E731
+        tasks.append(Task(index, classes, pick(train), pick(validation), pick(test)))
+    return tasks
+
+
+def data_sha256(dataset: str) -> str:
+    """One hash for the data set: of its files' hashes, all of which load_tasks has checked."""
+    return hashlib.sha256("".join(SHA256[dataset].values()).encode()).hexdigest()
+
+
+def _cut(split: Split, one_in: int) -> tuple[Split, Split]:
+    """(rest, part): the part holds one in `one_in` images of each class, drawn once and for all."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    part = torch.zeros(len(split), dtype=torch.bool)
+    for label in split.labels.unique():
+        members = order[split.labels[order] == label]
+        part[members[: len(members) // one_in]] = True
+    return split[~part], split[part]
+
+
+def _load_digits() -> tuple[Split, Split]:
+    """scikit-learn's digits: 8x8 pixels of 17 grey values, stretched to 0 .. 255; a fifth is the test split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8)[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    found = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    if found != SHA256["digits"]["images and labels"]:
+        raise DataError(f"scikit-learn's digits have changed: SHA-256 {found[:8]}..., "
+                        f"expected {SHA256['digits']['images and labels'][:8]}...; reinstall scikit-learn")
+    return _cut(Split(images, labels), one_in=5)
+
+
+def _load_torchvision(dataset: str, root: Path) -> tuple[Split, Split]:
+    from filelock import FileLock
+    from torchvision.datasets import MNIST, FashionMNIST
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+    from torchvision.datasets.utils import check_md5
+
+    source = MNIST if dataset == "mnist" else FashionMNIST
+    raw = root / source.__name__ / "raw"
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write to the data folder {raw}: {error.strerror}") from None
+    with FileLock(raw / ".lock"):  # two runs that start together must not unpack into the same file
+        for name, md5 in source.resources:
+            if (raw / name).exists() and not check_md5(str(raw / name), md5):
+                raise DataError(f"{raw / name} is damaged (wrong checksum): delete it, and run again")
+        missing = [name for name, _ in source.resources
+                   if not (raw / name).exists() and not (raw / name.removesuffix(".gz")).exists()]
+        try:
+            source(root, download=True)
+        except Exception:
+            if missing:
+                raise DataError(f"no network, and {missing[0]} is missing: put it into {raw}") from None
+            # what was there cannot be read: the check below names it
+        for name, expected in SHA256[dataset].items():
+            if not (raw / name).exists() or hashlib.sha256((raw / name).read_bytes()).hexdigest() != expected:
+                raise DataError(f"{raw / name} is damaged (wrong SHA-256): delete it, and run again")
+        splits = [Split(read_image_file(str(raw / f"{part}-images-idx3-ubyte"))[:, None],
+                        read_label_file(str(raw / f"{part}-labels-idx1-ubyte"))) for part in ("train", "t10k")]
+    return splits[0], splits[1]

@@ -1,0 +1,200 @@
+"""Training: the loop over tasks and steps, as a generator; moving average; checkpoints."""
+
+import copy
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from .diffusion import Diffusion, Model
+from .methods import METHODS, Batch
+from .runs import Run, write_atomically
+from .tasks import Task, to_model
+from .unet import UNet
+
+
+class Step(NamedTuple):
+    task: int  # from 0
+    step: int  # of this task, from 1
+    loss: Tensor  # scalar, on the device
+    learner: "Learner"
+
+    @property
+    def total(self) -> int:
+        """Steps since the start of the first task."""
+        return self.task * self.learner.run.steps + self.step
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto": a GPU where there is one. Raises ValueError for what this machine lacks."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': no GPU that torch can use on this machine; expected 'auto' or 'cpu' here")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Learner:
+    """All that training changes: network, average, optimiser, method; and what was measured on the way.
+
+    `task` is the index of the current task, `step` the steps done in it.
+    """
+
+    def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu"):
+        self.run, self.tasks, self.device = run, tasks, torch.device(device)
+        self.diffusion = Diffusion(run.timesteps, device=self.device)
+        self.task, self.step = 0, 0
+        self.scores: list[dict] = []
+        self.curves: list[dict] = []
+        self.samples: list[Tensor] = []
+        self.seconds = {"train": 0.0, "measure": 0.0}
+        size, colours = tasks[0].train.images.shape[-1], tasks[0].train.images.shape[1]
+        with self.fork():
+            torch.manual_seed(self.derive("weights"))
+            self.net = UNet(size, len(tasks), run.channels, run.multipliers, run.blocks, run.attention, run.dropout,
+                            colours).to(self.device)
+        self.method = METHODS[run.method](run.weight)
+        self._images = [task.train.images.to(self.device) for task in tasks]
+        self._restart()
+
+    def _restart(self) -> None:
+        """A new optimiser and a new average for a new task."""
+        self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
+        self._weights, self._averaged = list(self.net.parameters()), list(self.ema.parameters())
+        self.optimizer = torch.optim.Adam(self._weights, lr=self.run.learning_rate, fused=True)
+
+    # Randomness is a function of (seed, task, step, purpose): nothing else that draws numbers can disturb training.
+
+    def derive(self, purpose: str, task: int | None = None, step: int | None = None) -> int:
+        key = (self.run.seed, self.task if task is None else task, self.step if step is None else step, purpose)
+        return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
+
+    def generator(self, purpose: str, task: int | None = None, step: int | None = None,
+                  device: str | torch.device | None = None) -> torch.Generator:
+        return torch.Generator(device or self.device).manual_seed(self.derive(purpose, task, step))
+
+    def fork(self):
+        """A context in which torch's global generators may be seeded without the caller noticing."""
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+
+    def draw(self, images: Tensor, task: Tensor | int, purpose: str, weight: float = 1.0) -> Batch:
+        """A batch of this step: images drawn with replacement from uint8 (N, C, H, W), timesteps, noise.
+
+        task: an ID for all, or int64 (N,).
+        """
+        size, generator = self.run.batch, self.generator(purpose)
+        index = torch.randint(len(images), (size,), generator=generator, device=self.device)
+        t = torch.randint(self.run.timesteps, (size,), generator=generator, device=self.device)
+        noise = torch.randn(size, *images.shape[1:], generator=generator, device=self.device)
+        ids = torch.full_like(index, task) if isinstance(task, int) else task[index]
+        return Batch(to_model(images[index]), ids, t, noise, torch.full((size,), weight / size, device=self.device), noise)
+
+    def model(self, task: int, net: UNet | None = None) -> Model:
+        """The averaged network for one task, as diffusion wants it: model(x, t) predicts the noise."""
+        net = self.ema if net is None else net
+        return lambda x, t: net(x, t, torch.full_like(t, task))
+
+    def sample(self, task: int, n: int, steps: int, eta: float, purpose: str, batch: int = 500) -> Tensor:
+        """n images for a task ID from the averaged network, float (n, C, H, W) in [-1, 1]."""
+        generator = self.generator(f"{purpose} {task}")
+        shape = self.tasks[task].train.images.shape[1:]
+        parts = [torch.randn(min(batch, n - start), *shape, generator=generator, device=self.device)
+                 for start in range(0, n, batch)]
+        return torch.cat([self.diffusion.sample(self.model(task), x, steps, eta, generator=generator) for x in parts])
+
+    def update(self) -> Tensor:
+        """One step of training; returns its loss."""
+        run = self.run
+        batch = self.draw(self._images[self.task], self.task, "current")
+        replayed = self.method.replay(self)
+        batch = batch if replayed is None else batch + replayed
+        with self.fork():  # dropout draws from the global generator
+            torch.manual_seed(self.derive("dropout"))
+            half = torch.autocast(self.device.type, torch.bfloat16) if run.precision == "bfloat16" else nullcontext()
+            with half:
+                guess = self.net(self.diffusion.noised(batch.x0, batch.t, batch.noise), batch.t, batch.task)
+        loss = (batch.share * (guess.float() - batch.target).square().flatten(1).mean(1)).sum()
+        penalty = self.method.penalty(self)
+        loss = loss if penalty is None else loss + penalty
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.method.adjust_gradients(self)
+        torch.nn.utils.clip_grad_norm_(self._weights, run.clip)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(run.ema, self.step / (self.step + 9))  # the ramp: the average of a young task forgets its start
+        torch._foreach_lerp_(self._averaged, self._weights, 1 - keep)
+        return loss.detach()
+
+    def next_task(self) -> None:
+        self.task, self.step = self.task + 1, 0
+        self.method.start_task(self)
+        self._restart()
+
+    def state_dict(self) -> dict:
+        return {"task": self.task, "step": self.step, "net": self.net.state_dict(), "ema": self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(), "method": self.method.state, "scores": self.scores,
+                "curves": self.curves, "samples": self.samples, "seconds": self.seconds}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.net.load_state_dict(state["net"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.method.state = {name: value.to(self.device) for name, value in state["method"].items()}
+        for name in ("task", "step", "scores", "curves", "samples", "seconds"):
+            setattr(self, name, state[name])
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, lambda temporary: torch.save(self.state_dict(), temporary))
+
+    def load(self, path: Path) -> None:
+        self.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+
+
+def train(run: Run, tasks: list[Task], folder: Path | str | None = None,
+          device: str | torch.device = "cpu") -> Iterator[Step]:
+    """Trains a run and yields after each optimiser step; the caller measures, draws and stops as it likes.
+
+    folder: where the run's checkpoint is kept, written between two tasks, after the caller has measured the first; a
+    run that finds one continues from there, to the same result bit for bit. The state after the first task is kept
+    beside the run folders for all methods to share. Without a folder nothing is kept.
+    """
+    learner = Learner(run, tasks, device)
+    if folder is None:
+        yield from _steps(learner, until=len(tasks))
+        return
+    folder = Path(folder)
+    checkpoint, first = folder / "checkpoint.pt", folder.parent / "first_task" / f"{run.first_task_name}.pt"
+    if checkpoint.exists():
+        learner.load(checkpoint)
+    else:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(first.with_suffix(".lock")):  # runs that start together: one trains it, the others wait
+            if not first.exists():
+                yield from _steps(learner, until=1)
+                learner.save(first)
+        learner.load(first)
+    while learner.task < len(tasks) - 1:
+        learner.next_task()
+        yield from _steps(learner, until=learner.task + 1)
+        if learner.task < len(tasks) - 1:
+            learner.save(checkpoint)
+
+
+def _steps(learner: Learner, until: int) -> Iterator[Step]:
+    """Steps to the end of task `until` - 1."""
+    while True:
+        while learner.step < learner.run.steps:
+            start = time.perf_counter()
+            loss = learner.update()
+            learner.seconds["train"] += time.perf_counter() - start
+            yield Step(learner.task, learner.step, loss, learner)
+        if learner.task + 1 >= until:
+            return
+        learner.next_task()

@@ -1,0 +1,131 @@
+"""The U-Net of Ho et al. (2020), conditioned on the timestep and on the task."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoidal embedding of timesteps (Vaswani et al. 2017, in the form of Ho et al.): (B,) -> (B, width)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - 1)))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels // 4), channels)
+
+
+def zero(layer: nn.Module) -> nn.Module:
+    """The last layer of a residual branch starts at zero, so that each block starts as the identity."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, embedding: int, dropout: float):
+        super().__init__()
+        self.norm1, self.conv1 = norm(inputs), nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.condition = nn.Linear(embedding, outputs)
+        self.norm2, self.conv2 = norm(outputs), zero(nn.Conv2d(outputs, outputs, 3, padding=1))
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.condition(embedding)[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over all pixels, one head."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm, self.qkv = norm(channels), nn.Linear(channels, 3 * channels)
+        self.out = zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        h = self.out(F.scaled_dot_product_attention(*self.qkv(pixels).chunk(3, dim=-1)))
+        return x + h.transpose(1, 2).reshape(x.shape)
+
+
+class Resample(nn.Module):
+    """Halves the resolution by a strided convolution, or doubles it by nearest neighbour and a convolution."""
+
+    def __init__(self, channels: int, up: bool):
+        super().__init__()
+        self.up, self.conv = up, nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.up else x)
+
+
+class UNet(nn.Module):
+    """Predicts the noise in x_t.
+
+    channels: width of the first level; multipliers: width of each level in units of it; blocks: residual blocks per
+    level; attention: the resolution (pixels) at which self-attention follows each block, beside the middle, which
+    always has it; tasks: length of the one-hot task vector. Raises ValueError if the image cannot be halved once for
+    every level but the last.
+    """
+
+    def __init__(self, size: int, tasks: int, channels: int = 128, multipliers: tuple[int, ...] = (1, 2, 2),
+                 blocks: int = 2, attention: int = 14, dropout: float = 0.1, colours: int = 1):
+        super().__init__()
+        if size % 2 ** (len(multipliers) - 1):
+            raise ValueError(f"images of {size} pixels cannot be halved {len(multipliers) - 1} times: "
+                             f"use fewer multipliers than {multipliers}")
+        self.channels, self.tasks, width = channels, tasks, 4 * channels
+        self.embed = nn.Sequential(nn.Linear(channels + tasks, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.first = nn.Conv2d(colours, channels, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+
+        def stage(inputs: int, outputs: int) -> nn.ModuleList:
+            return nn.ModuleList([ResidualBlock(inputs, outputs, width, dropout)]
+                                 + [Attention(outputs)] * (size == attention))
+
+        here, skips = channels, [channels]
+        for level, multiplier in enumerate(multipliers):
+            for _ in range(blocks):
+                self.down.append(stage(here, channels * multiplier))
+                here = channels * multiplier
+                skips.append(here)
+            if level < len(multipliers) - 1:
+                self.down.append(nn.ModuleList([Resample(here, up=False)]))
+                skips.append(here)
+                size //= 2
+        self.middle = nn.ModuleList([ResidualBlock(here, here, width, dropout), Attention(here),
+                                     ResidualBlock(here, here, width, dropout)])
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for block in range(blocks + 1):
+                self.up.append(stage(here + skips.pop(), channels * multiplier))
+                here = channels * multiplier
+                if level > 0 and block == blocks:
+                    self.up[-1].append(Resample(here, up=True))
+                    size *= 2
+        self.last = nn.Sequential(norm(here), nn.SiLU(), zero(nn.Conv2d(here, colours, 3, padding=1)))
+
+    def forward(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
+        """x: (B, C, H, W) in [-1, 1] plus noise; t: int64 (B,); task: int64 (B,), from 0. Returns (B, C, H, W)."""
+        one_hot = F.one_hot(task, self.tasks)
+        embedding = self.embed(torch.cat([timestep_embedding(t, self.channels), one_hot.to(x.dtype)], dim=1))
+        h = self.first(x)
+        skips = [h]
+        for stage in self.down:
+            for layer in stage:
+                h = layer(h, embedding)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding)
+        for stage in self.up:
+            h = torch.cat([h, skips.pop()], dim=1)
+            for layer in stage:
+                h = layer(h, embedding)
+        return self.last(h)

@@ -1,0 +1,78 @@
+import dataclasses
+from functools import lru_cache
+
+import pytest
+import torch
+
+from cldiff import features, load_tasks
+from cldiff.runs import Run
+from cldiff.tasks import Split
+from cldiff.train import train
+
+torch.set_num_threads(1)
+
+TINY = dict(steps=4, batch=8, learning_rate=5e-3, channels=8, multipliers=(1, 2), blocks=1, attention=4, buffer=5, pool=6,
+            pool_steps=2, samples=16, sample_steps=2, bound_terms=4, bound_images=8, curve_every=2, curve_images=8,
+            early=50, late=300)
+
+
+def tiny(method="finetune", **changes) -> Run:
+    """A Run of seconds. `steps` may be given alone: the curves then have a point at the end of each task."""
+    if "steps" in changes:
+        changes = {"curve_every": changes["steps"], **changes}
+    return Run(**{**TINY, "method": method, **changes})
+
+
+def copied(net) -> dict:
+    return {name: value.detach().clone() for name, value in net.state_dict().items()}
+
+
+def weights(learner) -> dict:
+    """A copy of the network and of its average, by name."""
+    return {f"{part} {name}": value for part in ("net", "ema") for name, value in copied(getattr(learner, part)).items()}
+
+
+def same(one: dict, other: dict) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def weights_after_tasks(run, tasks, folder=None) -> list[dict]:
+    return [weights(step.learner) for step in train(run, tasks, folder) if step.step == run.steps]
+
+
+def with_noise_held_out(tasks: list) -> list:
+    """The same training images; validation and test images are noise."""
+    noise = torch.Generator().manual_seed(0)
+
+    def ruined(split: Split) -> Split:
+        return Split(torch.randint(256, split.images.shape, generator=noise, dtype=torch.uint8), split.labels)
+
+    return [dataclasses.replace(task, validation=ruined(task.validation), test=ruined(task.test)) for task in tasks]
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_tasks("digits")
+
+
+@pytest.fixture(scope="session")
+def three(digits):
+    """The first three tasks: the shortest sequence with a past of more than one task."""
+    return digits[:3]
+
+
+@pytest.fixture(scope="session")
+def trained(three):
+    """trained(method, **changes): the weights after each of three tasks. Trained once for all tests; not to be changed."""
+    return lru_cache(lambda method, **changes: weights_after_tasks(tiny(method, **{"steps": 2, **changes}), three))
+
+
+@pytest.fixture(scope="session")
+def lenet_cache(three, tmp_path_factory):
+    """A cache folder with a LeNet trained for two epochs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(features.EPOCHS, "digits", 2)
+        folder = tmp_path_factory.mktemp("lenet")
+        features.load_lenet("digits", three, folder)
+    return folder

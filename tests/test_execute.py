@@ -1,0 +1,85 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from cldiff.execute import ExecutionError, check_parameters, execute
+from cldiff.grid import jobs
+
+ROOT = Path(__file__).parents[1]
+RUN = next(iter(jobs("smoke").values()))
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    cells = [nbformat.v4.new_code_cell("steps = 3\nrate = 0.5\nname = \"a\"\nwidths = [1]\nweight = None"),
+             nbformat.v4.new_code_cell("import sys\nprint(steps * rate, name)\nprint(\"progress\", file=sys.stderr)"),
+             nbformat.v4.new_code_cell("if name == \"bad\":\n    raise ValueError(\"one line\\ntwo lines\")")]
+    cells[0].metadata["tags"] = ["parameters"]
+    path = tmp_path / "book.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.mark.parametrize("parameters, words", [
+    ({"stesp": 1}, "has no parameter 'stesp'; known: steps, rate, name, widths, weight"),
+    ({"steps": "3"}, "steps='3': expected int"),
+    ({"steps": 3.0}, "steps=3.0: expected int"),
+    ({"rate": "1e-4"}, "rate='1e-4': expected float"),
+    ({"name": 1}, "name=1: expected str"),
+    ({"widths": 1}, "widths=1: expected list"),
+])
+def test_wrong_parameter_is_an_error_before_anything_is_written(notebook, tmp_path, parameters, words):
+    with pytest.raises(ExecutionError) as error:
+        execute(notebook, tmp_path / "out" / "book.ipynb", parameters)
+    assert words in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_fitting_parameters_pass(notebook):
+    check_parameters(notebook, {"steps": 1, "rate": 1, "widths": (1, 2), "weight": 0.5, "name": "b"})
+
+
+def test_missing_notebook_is_an_error(tmp_path):
+    with pytest.raises(ExecutionError, match="no notebook"):
+        execute(tmp_path / "none.ipynb", tmp_path / "out.ipynb", {})
+
+
+def test_output_is_the_same_twice_and_has_no_trace_of_time(notebook, tmp_path):
+    texts = []
+    for name in ("one.ipynb", "two.ipynb"):
+        execute(notebook, tmp_path / name, {"steps": 4})
+        texts.append((tmp_path / name).read_text())
+    assert texts[0] == texts[1]
+    assert "2.0 a" in texts[0]  # the parameter arrived
+    assert not any(word in texts[0] for word in ("papermill", "duration", "start_time", "iopub", "progress", str(tmp_path)))
+
+
+def test_failing_cell_is_one_line_and_leaves_no_output(notebook, tmp_path):
+    with pytest.raises(ExecutionError) as error:
+        execute(notebook, tmp_path / "out.ipynb", {"name": "bad"})
+    assert "ValueError: one line" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+@pytest.mark.parametrize("changed, words", [
+    ({"steps": 0}, "steps=0: expected at least 1"),
+    ({"device": "cuda"}, "device 'cuda': no GPU"),
+])
+def test_bad_run_ends_before_anything_is_loaded_or_written(tmp_path, changed, words):
+    if "device" in changed:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+    job = {**RUN, "notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / "run.ipynb"),
+           "parameters": {**RUN["parameters"], "results": str(tmp_path / "results"), "data": str(tmp_path / "data"), **changed}}
+    done = subprocess.run([sys.executable, "-m", "cldiff.execute"], input=json.dumps(job), capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ") and words in lines[-1] and "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists() and not (tmp_path / "data").exists()

@@ -1,0 +1,259 @@
+import copy
+
+import pytest
+import torch
+from conftest import copied, same, tiny, weights, weights_after_tasks, with_noise_held_out
+
+from cldiff.methods import METHODS, Batch, Method
+from cldiff.methods.replay import buffer
+from cldiff.tasks import to_uint8
+from cldiff.train import Learner, train
+
+OTHERS = [name for name in METHODS if name != "finetune"]
+
+
+def at_task(run, tasks, index) -> Learner:
+    """A learner at the start of a task, without training before."""
+    learner = Learner(run, tasks)
+    for _ in range(index):
+        learner.next_task()
+    return learner
+
+
+def pixels(images) -> list[bytes]:
+    """What tells one image from another: no two of the digits are the same."""
+    return [image.numpy().tobytes() for image in images]
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_with_weight_0_a_method_is_finetuning_bit_for_bit(method, trained):
+    assert all(map(same, trained(method, weight=0.0), trained("finetune")))
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_all_methods_share_the_first_task_and_part_in_the_second(method, trained):
+    ours, finetuned = trained(method), trained("finetune")
+    assert same(ours[0], finetuned[0])
+    assert not same(ours[1], finetuned[1])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_validation_and_test_images_do_not_influence_training(method, three, trained):
+    noisy = weights_after_tasks(tiny(method, steps=2), with_noise_held_out(three))
+    assert all(map(same, noisy, trained(method)))
+
+
+# L2
+
+
+def test_a_huge_l2_weight_holds_the_parameters_at_the_anchor(three):
+    moved = {}
+    for method, weight in (("finetune", None), ("l2", 1e6)):
+        learner = at_task(tiny(method, weight=weight, learning_rate=1e-3), three, 1)
+        start = copied(learner.net)
+        for _ in range(12):
+            learner.update()
+        moved[method] = max((p - start[name]).abs().max().item() for name, p in learner.net.named_parameters())
+    assert moved["l2"] < 3e-3 and moved["finetune"] > 8e-3
+
+
+def test_the_l2_anchor_is_the_network_after_the_task_before(three):
+    run = tiny("l2", weight=3.0, steps=2)
+    for step in train(run, three):
+        method = step.learner.method
+        if step.task > 0:
+            assert same(method.state, anchor)
+            distance = sum((p - anchor[name]).double().square().sum() for name, p in step.learner.net.named_parameters())
+            assert distance > 0
+            assert method.penalty(step.learner).item() == pytest.approx(3 * distance.item(), rel=1e-4)
+        else:
+            assert method.penalty(step.learner) is None
+        if step.step == run.steps:
+            anchor = copied(step.learner.net)
+
+
+# What one update descends
+
+
+def prepared(method, tasks) -> Learner:
+    """At task 3, away from the anchor and from the zeros that the last layer starts with; nothing random, no clipping."""
+    learner = at_task(tiny(method, weight=0.3, dropout=0.0, clip=1e9), tasks, 2)
+    with torch.no_grad():
+        for p in learner.net.parameters():
+            p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    return learner
+
+
+def mean_loss(learner, batch) -> torch.Tensor:
+    guess = learner.net(learner.diffusion.noised(batch.x0, batch.t, batch.noise), batch.t, batch.task)
+    return (guess - batch.noise).square().mean()
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_the_gradient_is_that_of_the_current_loss_plus_weight_times_the_methods_own(method, three):
+    learner = prepared(method, three)
+    named = dict(learner.net.named_parameters())
+    current = learner.draw(three[2].train.images, 2, "current")
+    if method == "l2":
+        own = sum((p - learner.method.state[name]).square().sum() for name, p in named.items())
+    else:
+        own = mean_loss(learner, learner.draw(learner.method.state["images"], learner.method.state["task"], "replay"))
+    of_current = torch.autograd.grad(mean_loss(learner, current), named.values())
+    of_own = torch.autograd.grad(own, named.values())
+    learner.update()
+    for name, one, other in zip(named, of_current, of_own):
+        torch.testing.assert_close(named[name].grad, one + 0.3 * other, rtol=1e-3, atol=1e-5, msg=name)
+
+
+# Experience replay
+
+
+@pytest.fixture(scope="module")
+def replaying(three):
+    return at_task(tiny("replay"), three, 2)
+
+
+def test_the_buffer_holds_as_many_training_images_of_each_past_task_as_run_buffer_says(replaying, three):
+    images, owner = replaying.method.state["images"], replaying.method.state["task"]
+    assert owner.unique().tolist() == [0, 1]
+    for task in three[:2]:
+        kept = pixels(images[owner == task.index])
+        assert len(set(kept)) == len(kept) == replaying.run.buffer
+        assert set(kept) <= set(pixels(task.train.images))
+        assert not set(kept) & set(pixels(task.validation.images) + pixels(task.test.images))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_buffer_depends_on_the_seed_alone(method, replaying, three):
+    torch.manual_seed(len(method))
+    learner = at_task(tiny(method, steps=2), three, 1)
+    learner.sample(0, 3, 2, 0.0, "pictures")
+    learner.update()
+    kept = replaying.method.state["images"][replaying.method.state["task"] == 0]
+    assert torch.equal(buffer(learner, 0).images, kept)
+
+
+def test_another_seed_keeps_other_images(replaying, three):
+    other = Learner(tiny("replay", seed=1), three)
+    assert set(pixels(buffer(other, 0).images)) != set(pixels(buffer(replaying, 0).images))
+
+
+@pytest.mark.parametrize("method", ("replay", "generative"))
+def test_replayed_images_come_with_the_task_ids_that_they_are_remembered_under(method, three):
+    learner = at_task(tiny(method, batch=64), three, 2)
+    batch = learner.method.replay(learner)
+    assert len(batch.task) == 64
+    known = {task: set(pixels(learner.method.remember(learner, task))) for task in range(2)}
+    assert not known[0] & known[1]
+    assert {task for task, images in known.items() for image in images} == set(batch.task.tolist())
+    for image, task in zip(pixels(to_uint8(batch.x0)), batch.task.tolist()):
+        assert image in known[task]
+
+
+def test_each_step_replays_other_images_at_other_timesteps(three):
+    learner = at_task(tiny("replay", buffer=50), three, 1)
+    first = learner.method.replay(learner)
+    learner.update()
+    second = learner.method.replay(learner)
+    assert not torch.equal(first.x0, second.x0) and not torch.equal(first.t, second.t)
+
+
+# Generative replay
+
+
+def test_the_pool_is_drawn_by_the_averaged_network_from_before_the_task(three):
+    run = tiny("generative", steps=3, learning_rate=2e-2)
+
+    def drawn(learner, net, task):
+        noise = torch.randn(run.pool, 1, 8, 8, generator=learner.generator(f"pool {task}", step=0))
+        return to_uint8(learner.diffusion.sample(learner.model(task, net), noise, run.pool_steps, eta=0.0))
+
+    for step in train(run, three):
+        learner, state = step.learner, step.learner.method.state
+        if step.task > 0:
+            assert state["task"].tolist() == [task for task in range(step.task) for _ in range(run.pool)]
+            for task in range(step.task):
+                pool = state["images"][state["task"] == task]
+                assert torch.equal(pool, drawn(learner, averaged, task))
+                assert not torch.equal(pool, drawn(learner, plain, task))
+        if step.step == run.steps:
+            averaged, plain = copy.deepcopy(learner.ema), copy.deepcopy(learner.net).eval()
+
+
+# Methods of others
+
+
+class Watching(Method):
+    """Notes when the loop calls it, and what it finds then."""
+
+    def __init__(self, weight=None):
+        super().__init__(weight)
+        self.calls = []
+
+    def start_task(self, learner):
+        self.calls.append(("start_task", learner.task, learner.step))
+        self.before = weights(learner)
+
+    def replay(self, learner):
+        self.calls.append("replay")
+
+    def penalty(self, learner):
+        self.calls.append("penalty")
+
+    def adjust_gradients(self, learner):
+        self.calls.append("adjust_gradients")
+        self.gradient = max(p.grad.abs().max().item() for p in learner.net.parameters())
+
+
+def with_method(patch, method, **changes):
+    patch.setitem(METHODS, "own", method)
+    return tiny("own", **changes)
+
+
+def test_the_loop_calls_a_method_at_the_promised_moments(monkeypatch, three):
+    run = with_method(monkeypatch, Watching, steps=2)
+    for step in train(run, three):
+        method = step.learner.method
+        if step.task and step.step == 1:
+            assert same(method.before, end)
+        end = weights(step.learner)
+        assert method.gradient > 0
+    one_step = ["replay", "penalty", "adjust_gradients"]
+    assert method.calls == [*one_step * 2, ("start_task", 1, 0), *one_step * 2, ("start_task", 2, 0), *one_step * 2]
+
+
+def test_gradients_adjusted_to_zero_leave_the_network_as_it_is(monkeypatch, three):
+    class Frozen(Method):
+        def adjust_gradients(self, learner):
+            for p in learner.net.parameters():
+                p.grad.zero_()
+
+    run = with_method(monkeypatch, Frozen, steps=2)
+    start = weights(Learner(run, three))
+    assert all(same(after, start) for after in weights_after_tasks(run, three))
+
+
+def test_adjusted_gradients_are_clipped(monkeypatch, three):
+    class Exploding(Method):
+        def adjust_gradients(self, learner):
+            for p in learner.net.parameters():
+                p.grad.fill_(1e3)
+
+    learner = Learner(with_method(monkeypatch, Exploding, clip=0.5), three)
+    learner.update()
+    assert torch.stack([p.grad.norm() for p in learner.net.parameters()]).norm().item() == pytest.approx(0.5, rel=1e-3)
+
+
+def test_the_loss_is_the_penalty_plus_shares_of_squared_errors_against_the_targets(monkeypatch, three):
+    class Teaching(Method):
+        def replay(self, learner):
+            x, share = torch.zeros(3, 1, 8, 8), torch.tensor([0.1, 0.2, 0.4])
+            return Batch(x, torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7]), x, share, x + torch.tensor(2.0))
+
+        def penalty(self, learner):
+            return torch.tensor(7.0)
+
+    learner = Learner(with_method(monkeypatch, Teaching), three)
+    current = learner.draw(three[0].train.images, 0, "current")
+    # A new network predicts zero: what is left of each error is its target.
+    assert learner.update().item() == pytest.approx(current.noise.square().mean().item() + 0.7 * 4 + 7, rel=1e-5)

@@ -1,0 +1,139 @@
+"""Every notebook, executed. The paper through the Makefile, as a reader runs it, in a copy of the repository."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from cldiff.execute import execute
+from cldiff.features import LeNet
+from cldiff.grid import jobs, runs
+from cldiff.runs import PROTOCOL
+from cldiff.tasks import SHA256
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def make(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    return subprocess.run(["make", *words, f"VENV={sys.prefix}"], cwd=folder, capture_output=True, text=True,
+                          env=environment)
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    """A copy of the repository in which `make paper PROFILE=smoke` has run."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in ("Makefile", "pyproject.toml", "notebooks"):
+        source = ROOT / name
+        shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy2(source, folder / name)
+    done = make(folder, "paper", "PROFILE=smoke")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns
+            for part in ("results", "figures") for p in sorted((folder / part).rglob("*")) if p.name in ("result.json",)
+            or p.suffix == ".ipynb"}
+
+
+def test_paper_leaves_every_run_table_and_figure(paper):
+    for target in jobs("smoke"):
+        assert (paper / target).exists(), target
+    for run in runs("smoke"):
+        folder = paper / "results" / "smoke" / run.name
+        assert {p.name for p in folder.iterdir()} == {"scores.csv", "curves.csv", "samples.png", "result.json", "run.ipynb"}
+    figures = {p.name for p in (paper / "figures" / "smoke").iterdir()}
+    for name in ("figure_1", "figure_2", "figure_matrices", "figure_timesteps"):
+        assert {f"{name}.pdf", f"{name}.png", f"{name}.ipynb"} <= figures
+    assert {"table_1.md", "table_1.tex", "findings.md", "findings.tex"} <= figures
+    assert len((paper / "figures/smoke/table_1.md").read_text().splitlines()) == 2 + 5 + 2
+    assert (paper / "figures/smoke/findings.md").read_text().count("hold") >= 7
+
+
+def test_second_paper_does_nothing(paper):
+    before = times(paper)
+    done = make(paper, "paper", "PROFILE=smoke")
+    assert done.returncode == 0 and times(paper) == before
+
+
+def test_lost_and_damaged_runs_are_done_again_to_the_same_result_and_no_other_is(paper):
+    kept, lost, damaged = (paper / "results" / "smoke" / run.name for run in runs("smoke")[:3])
+    scores = {folder: (folder / "scores.csv").read_bytes() for folder in (lost, damaged)}
+    before = times(paper)
+    (lost / "result.json").unlink()
+    (damaged / "scores.csv").write_bytes(scores[damaged][:-20])
+    done = make(paper, "paper", "PROFILE=smoke")
+    assert done.returncode == 0, done.stderr
+    assert str(damaged.relative_to(paper)) in done.stderr and "done again" in done.stderr
+    after = times(paper)
+    changed = {path for path in before if after[path] != before[path]}
+    wanted = {p for p in before if p.startswith("figures/") or any(f"/{f.name}/" in p for f in (lost, damaged))}
+    assert changed == wanted
+    for folder, content in scores.items():
+        assert (folder / "scores.csv").read_bytes() == content
+
+
+def test_unknown_profile_is_one_line(paper):
+    done = make(paper, "paper", "PROFILE=huge")
+    assert done.returncode != 0
+    assert "error: unknown profile 'huge'; known: smoke, digits, small, paper" in done.stderr
+    assert "Traceback" not in done.stderr and not (paper / "results" / "huge").exists()
+
+
+def test_tutorial_1_runs(tmp_path):
+    execute(ROOT / "notebooks" / "tutorial_1.ipynb", tmp_path / "tutorial_1.ipynb",
+            {"toy_steps": 20, "digit_steps": 4, "points": 50})
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_source_is_clean(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert book.cells[0].cell_type == "markdown" and book.cells[0].source.startswith("# ")
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in book.cells) == 1
+    assert all(not cell.outputs and cell.execution_count is None for cell in book.cells if cell.cell_type == "code")
+
+
+def test_every_notebook_is_executed_by_a_test():
+    executed = {Path(job["notebook"]).stem for profile in ("smoke", "paper") for job in jobs(profile).values()}
+    assert {path.stem for path in NOTEBOOKS} == executed | {"tutorial_1"}
+
+
+def test_table_2_is_drawn(paper, tmp_path):
+    execute(ROOT / "notebooks" / "table_2.ipynb", tmp_path / "table_2.ipynb",
+            {"dataset": "digits", "results": str(paper / "results/smoke"), "figures": str(tmp_path)})
+    assert (tmp_path / "table_2.md").read_text() == (paper / "figures/smoke/table_1.md").read_text()
+
+
+@pytest.mark.parametrize("dataset, source", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
+def test_every_method_runs_on_real_images_of_28_pixels(tmp_path, dataset, source):
+    raw = ROOT / "data" / source / "raw"
+    if not all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in SHA256[dataset]):
+        pytest.skip(f"{raw} does not hold the data set")
+    shutil.copytree(raw, tmp_path / "data" / source / "raw")
+    # The extractor's training takes minutes and is not what is tested here: one that has learned nothing will do.
+    torch.save(LeNet(28).state_dict(), tmp_path / "data" / f"lenet-{dataset}-{PROTOCOL}.pt")
+    small = {"steps": 2, "curve_every": 1, "bound_images": 2, "bound_terms": 2, "curve_images": 2, "samples": 16}
+    pending = []
+    for job in jobs("smoke").values():
+        if job["notebook"].endswith("run.ipynb"):
+            method = f"{job['parameters']['method']}-{job['parameters']['weight']}"
+            pending.append({"notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / f"{method}.ipynb"),
+                            "parameters": {**job["parameters"], **small, "dataset": dataset, "attention": 14,
+                                           "results": str(tmp_path / "results"), "data": str(tmp_path / "data")}})
+    start = lambda job: subprocess.run([sys.executable, "-m", "cldiff.execute"], input=json.dumps(job),  # noqa: E731
+                                       capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with ThreadPoolExecutor(2) as pool:
+        for job, done in zip(pending, pool.map(start, pending)):
+            assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "results").glob(f"{dataset}-*/result.json"))) == len(pending) == 5

@@ -1,0 +1,195 @@
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from PIL import Image
+
+from cldiff import METHODS, Run, load_curves, load_scores
+from cldiff.grid import PROFILES, jobs, runs
+from cldiff.measure import save_result
+from cldiff.plots import ORDER
+from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, read_result, write_atomically
+
+ROOT = Path(__file__).parents[1]
+SMOKE = runs("smoke")
+
+
+@pytest.mark.parametrize("values, words", [
+    ({"dataset": "cifar"}, "unknown dataset 'cifar'; known: digits, mnist, fashion_mnist"),
+    ({"method": "ewk"}, "unknown method 'ewk'; known: finetune, l2, replay, generative"),
+    ({"precision": "float16"}, "unknown precision 'float16'; known: float32, bfloat16"),
+    ({"steps": 0}, "steps=0: expected at least 1"),
+    ({"steps": 1.0}, "steps=1.0: expected an int, not float"),
+    ({"steps": True}, "steps=True: expected an int, not bool"),
+    ({"steps": "4"}, "steps='4': expected an int, not str"),
+    ({"method": "replay", "weight": -1}, "weight=-1.0: expected at least 0"),
+    ({"method": "replay", "weight": float("nan")}, "weight=nan: expected a finite number"),
+    ({"method": "replay", "weight": float("inf")}, "weight=inf: expected a finite number"),
+    ({"method": "finetune", "weight": 1.0}, "weight=1.0: finetune has no loss of its own to weigh; leave it out"),
+    ({"seed": 1.5}, "seed=1.5: expected an int, not float"),
+    ({"seed": -1}, "seed=-1: expected 0 .. 2147483647"),
+    ({"timesteps": 1}, "timesteps=1: expected at least 20"),
+    ({"learning_rate": "1e-4"}, "learning_rate='1e-4': expected a float, not str"),
+    ({"channels": 12}, "channels=12: expected a multiple of 8"),
+    ({"multipliers": 2}, "multipliers=2: expected a list of integers of at least 1"),
+    ({"multipliers": [1, 0]}, "multipliers=[1, 0]: expected a list of integers of at least 1"),
+    ({"curve_every": 3}, "curve_every=3: expected a divisor of steps=4"),
+    ({"sample_steps": 1001}, "sample_steps=1001: expected at most timesteps=1000"),
+    ({"early": 51}, "early=51: expected one of [0, 50,"),
+])
+def test_bad_value_is_named_in_one_line(values, words):
+    with pytest.raises((ValueError, TypeError)) as error:
+        dataclasses.replace(SMOKE[0], **{"weight": None, **values})
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weight_defaults_to_the_methods_own():
+    assert Run(method="replay").weight == METHODS["replay"].weight
+    assert Run(method="replay") == Run(method="replay", weight=1)
+    assert Run(method="finetune").weight is None
+
+
+def test_every_parameter_is_part_of_the_name():
+    other = {"dataset": "mnist", "method": "l2", "precision": "bfloat16", "deterministic": True, "multipliers": [2, 2],
+             "channels": 16, "early": 0, "late": 0, "attention": 2, "curve_every": 1, "timesteps": 2000, "dropout": 0.5}
+    base = dataclasses.replace(SMOKE[0], method="replay", weight=1.0, early=0, late=0, eta=0.5)
+    for f in dataclasses.fields(Run):
+        value = other.get(f.name, getattr(base, f.name) or 0)
+        value = value / 2 if isinstance(value, float) and value == getattr(base, f.name) else value
+        value = value + 2 if type(value) is int and value == getattr(base, f.name) else value
+        if f.name in ("early", "late"):
+            value = 50
+        if f.name == "steps":
+            value = 8
+        changed = dataclasses.replace(base, **{f.name: value})
+        assert changed.name != base.name, f.name
+
+
+def test_methods_share_the_first_task_but_nothing_else_does():
+    a, b, c, d, e = SMOKE
+    assert len({run.first_task_name for run in SMOKE}) == 1
+    for other in ({"seed": 1}, {"buffer": 21}, {"steps": 8}, {"dropout": 0.2}):
+        assert dataclasses.replace(a, **other).first_task_name != a.first_task_name
+
+
+def test_curve_timesteps_include_those_of_the_paper():
+    grid = Run().curve_timesteps
+    assert len(grid) >= 20 and {50, 700, 0, 999} <= set(grid)
+    assert len(Run(timesteps=25, pool_steps=5, sample_steps=5, bound_terms=5, early=5, late=20).curve_timesteps) >= 20
+
+
+def test_profiles_are_valid_and_the_paper_keeps_its_protocol():
+    for profile in PROFILES:
+        assert len({run.name for run in runs(profile, seeds=2)}) == 10 * len(PROFILES[profile].datasets)
+    for run in runs("paper"):
+        assert (run.steps, run.timesteps, run.batch, run.learning_rate, run.ema, run.clip, run.dropout, run.buffer,
+                run.samples, run.bound_terms) == (20_000, 1000, 128, 2e-4, 0.9999, 1.0, 0.1, 200, 5_000, 1000)
+    assert [run.label for run in runs("paper")][:5] == ORDER
+
+
+def test_run_notebook_has_every_parameter_of_a_run():
+    book = nbformat.read(ROOT / "notebooks" / "run.ipynb", as_version=4)
+    cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
+    names = [line.split(" = ")[0] for line in cell.source.splitlines()]
+    assert names == ["results", "data", "device", *Run.names()[:1], "method", "weight", "seed", *Run.names()[4:]]
+
+
+@pytest.mark.parametrize("words, message", [
+    (["digitz"], "error: unknown profile 'digitz'; known: smoke, digits, small, paper"),
+    (["smoke", "--seeds", "0"], "error: seeds=0: expected at least 1"),
+    (["smoke", "--device", "tpu"], "error: unknown device 'tpu'; known: auto, cpu, cuda"),
+    (["smoke", "--job", "results/smoke/x/result.json"], "error: results/smoke/x/result.json is no target of profile smoke"),
+])
+def test_command_line_says_what_is_wrong(words, message):
+    done = subprocess.run([sys.executable, "-m", "cldiff.grid", *words], capture_output=True, text=True)
+    assert done.returncode != 0 and done.stderr.strip() == message and not done.stdout
+
+
+def test_write_is_all_or_nothing(tmp_path):
+    path = tmp_path / "file.txt"
+    write_atomically(path, lambda p: Path(p).write_text("old"))
+
+    def fail(p):
+        Path(p).write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        write_atomically(path, fail)
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def finish(results: Path, run: Run, lenet: str = "y") -> Path:
+    score = {"after_task": 1, "eval_task": 1, "metric": "fid", "value": 2.5, "split": "train", "extractor": "lenet", "n": 16}
+    curve = {"step": 2, "task": 1, "eval_task": 1, "split": "validation", "timestep": None, "loss": None, "bpd": 3.5}
+    save_result(results / run.name, run, [score], [curve], Image.new("L", (80, 8)), {"train": 1.0}, {"data": "x", "lenet": lenet})
+    return results / run.name
+
+
+def test_results_are_read_back(tmp_path):
+    for run in SMOKE[:2]:
+        finish(tmp_path, run)
+    scores, curves = load_scores(tmp_path), load_curves(tmp_path)
+    assert set(COLUMNS) <= set(scores.columns) and set(CURVES) <= set(curves.columns)
+    assert {"run", "dataset", "method", "weight", "seed", "label"} <= set(scores.columns)
+    assert set(scores.run) == {run.name for run in SMOKE[:2]} and scores.value.tolist() == [2.5, 2.5]
+    assert pd.isna(curves.timestep).all() and curves.bpd.tolist() == [3.5, 3.5]
+    result = json.loads((tmp_path / SMOKE[0].name / "result.json").read_text())
+    assert {"run", "seconds", "machine", "versions", "commit", "sha256"} <= set(result)
+    assert result["run"]["steps"] == SMOKE[0].steps
+
+
+def test_finished_run_is_never_overwritten(tmp_path):
+    folder = finish(tmp_path, SMOKE[0])
+    before = {name: (folder / name).read_bytes() for name in FILES}
+    with pytest.raises(ResultError, match="holds a finished run"):
+        finish(tmp_path, SMOKE[0])
+    assert before == {name: (folder / name).read_bytes() for name in FILES}
+
+
+@pytest.mark.parametrize("damage", [
+    lambda folder: (folder / "scores.csv").write_bytes((folder / "scores.csv").read_bytes()[:-1]),
+    lambda folder: (folder / "result.json").write_bytes((folder / "result.json").read_bytes()[:-9]),
+    lambda folder: (folder / "result.json").write_text("[]"),
+    lambda folder: (folder / "samples.png").unlink(),
+    lambda folder: (folder / "result.json").write_text(
+        (folder / "result.json").read_text().replace('"protocol": 1', '"protocol": 0')),
+    lambda folder: (folder / "result.json").write_text((folder / "result.json").read_text().replace('"steps": 4', '"steps": 8')),
+])
+def test_damaged_result_is_named(tmp_path, damage):
+    folder = finish(tmp_path, SMOKE[0])
+    damage(folder)
+    with pytest.raises(ResultError) as error:
+        read_result(folder)
+    assert str(folder) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_results_of_different_protocols_are_not_mixed(tmp_path):
+    finish(tmp_path, SMOKE[0])
+    finish(tmp_path, dataclasses.replace(SMOKE[1], samples=32))
+    with pytest.raises(ResultError, match="samples=32.*samples=16|samples=16.*samples=32"):
+        load_scores(tmp_path)
+
+
+def test_results_of_different_extractors_are_not_mixed(tmp_path):
+    finish(tmp_path, SMOKE[0])
+    finish(tmp_path, SMOKE[1], lenet="z")
+    with pytest.raises(ResultError, match="LeNet"):
+        load_scores(tmp_path)
+
+
+def test_no_results_is_an_error(tmp_path):
+    with pytest.raises(ResultError, match="no finished run on mnist"):
+        load_scores(tmp_path, "mnist")
+
+
+def test_every_target_has_a_notebook_and_its_parameters_fit():
+    from cldiff.execute import check_parameters
+
+    for profile in PROFILES:
+        for job in jobs(profile).values():
+            check_parameters(ROOT / job["notebook"], job["parameters"])

@@ -1,0 +1,246 @@
+import hashlib
+import re
+import shutil
+import struct
+import urllib.error
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from cldiff import tasks
+from cldiff.tasks import DataError, load_tasks, to_model, to_uint8
+
+torch.set_num_threads(1)
+
+DATA = Path(__file__).parents[1] / "data"
+SPLITS = ("train", "validation", "test")
+
+
+def each_image(task_list, splits=SPLITS) -> list[bytes]:
+    return [image.numpy().tobytes() for task in task_list for split in splits for image in getattr(task, split).images]
+
+
+def counts(task_list, *splits) -> Counter:
+    return Counter(label for task in task_list for split in splits for label in getattr(task, split).labels.tolist())
+
+
+# Pixels
+
+
+def test_all_pixel_values_survive_the_way_to_the_model_and_back():
+    values = torch.arange(256, dtype=torch.uint8)
+    x = to_model(values)
+    assert x.dtype == torch.float32 and x[0] == -1 and x[255] == 1
+    assert torch.equal(to_uint8(x), values)
+
+
+def test_to_uint8_takes_the_nearest_value_and_clips():
+    x = (torch.tensor([-5.0, -0.4, 0.4, 99.6, 255.4, 300.0]) / 127.5) - 1
+    assert to_uint8(x).tolist() == [0, 0, 0, 100, 255, 255]
+
+
+# Digits
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_tasks("digits")
+
+
+def test_digits_are_five_tasks_of_two_classes(digits):
+    assert [task.index for task in digits] == [0, 1, 2, 3, 4]
+    assert [task.classes for task in digits] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+    for task in digits:
+        for name in SPLITS:
+            split = getattr(task, name)
+            assert tuple(split.labels.unique().tolist()) == task.classes
+            assert split.images.shape == (len(split.labels), 1, 8, 8) and split.images.dtype == torch.uint8
+            assert len(split) == len(split.labels)
+
+
+def test_digits_use_the_whole_range_of_grey(digits):
+    images = torch.cat([task.train.images for task in digits])
+    assert images.unique().tolist() == [round(255 * grey / 16) for grey in range(17)]
+
+
+def test_digits_share_no_image_between_splits_or_tasks(digits):
+    images = each_image(digits)
+    assert len(images) == 1797
+    assert len(set(images)) == 1797  # scikit-learn's digits hold no image twice
+
+
+def test_labels_of_digits_stay_with_their_images(digits):
+    bunch = pytest.importorskip("sklearn.datasets").load_digits()
+    known = {(image * 255 / 16).round().astype("uint8").tobytes(): label
+             for image, label in zip(bunch.images, bunch.target)}
+    for task in digits:
+        for split in (task.train, task.validation, task.test):
+            assert [known[image.numpy().tobytes()] for image in split.images] == split.labels.tolist()
+
+
+def test_validation_is_a_tenth_and_test_a_fifth_of_each_class_of_digits(digits):
+    every, rest = counts(digits, *SPLITS), counts(digits, "train", "validation")
+    assert counts(digits, "test") == {label: n // 5 for label, n in every.items()}
+    assert counts(digits, "validation") == {label: n // 10 for label, n in rest.items()}
+
+
+def test_splits_are_drawn_across_the_data_set(digits):
+    """Not the first of each class: scikit-learn's digits come writer by writer."""
+    bunch = pytest.importorskip("sklearn.datasets").load_digits()
+    place = {(image * 255 / 16).round().astype("uint8").tobytes(): i for i, image in enumerate(bunch.images)}
+    for split in ("validation", "test"):
+        places = [place[image] for image in each_image(digits, [split])]
+        assert sum(places) / len(places) == pytest.approx(1797 / 2, rel=0.15)
+
+
+def test_splits_are_the_same_at_each_call_and_draw_no_global_random_number(digits):
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    again = load_tasks("digits")
+    assert torch.equal(torch.get_rng_state(), before)
+    for task, other in zip(digits, again, strict=True):
+        for split in SPLITS:
+            assert torch.equal(getattr(task, split).images, getattr(other, split).images)
+            assert torch.equal(getattr(task, split).labels, getattr(other, split).labels)
+
+
+def test_splits_of_digits_are_those_of_the_published_results(digits):
+    found = hashlib.sha256(b"".join(each_image(digits))).hexdigest()
+    assert found == "79e7890a6a098c7a2dee1077334a96143294997124073eaf03dcaea6d331b246"
+
+
+def test_changed_digits_are_refused(monkeypatch):
+    monkeypatch.setitem(tasks.SHA256["digits"], "images and labels", "0" * 64)
+    with pytest.raises(DataError, match="digits have changed"):
+        load_tasks("digits")
+
+
+def test_unknown_data_set_names_the_known_ones():
+    with pytest.raises(ValueError, match="unknown data set 'cifar'; known: digits, mnist, fashion_mnist"):
+        load_tasks("cifar")
+
+
+def test_hash_of_a_data_set_depends_on_each_of_its_files(monkeypatch):
+    before = tasks.data_sha256("mnist")
+    assert before != tasks.data_sha256("fashion_mnist")
+    monkeypatch.setitem(tasks.SHA256["mnist"], "t10k-labels-idx1-ubyte", "0" * 64)
+    assert tasks.data_sha256("mnist") != before
+
+
+# Files of MNIST, with small ones in their place
+
+MNIST_FILES = list(tasks.SHA256["mnist"])
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*arguments, **options):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", refuse)
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch, offline) -> Path:
+    """20 training and 10 test images of each class, 4x4; the first pixels say which class and which image it is."""
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for part, n in (("train", 20), ("t10k", 10)):
+        pairs = [(label, i) for i in range(n) for label in range(10)]
+        images = b"".join(bytes([label, i, n]) + bytes(13) for label, i in pairs)
+        labels = bytes(label for label, _ in pairs)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, len(pairs), 4, 4) + images)
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, len(pairs)) + labels)
+    for name in MNIST_FILES:
+        monkeypatch.setitem(tasks.SHA256["mnist"], name, hashlib.sha256((folder / name).read_bytes()).hexdigest())
+    return folder
+
+
+def test_unpacked_files_are_read_without_network(raw):
+    found = load_tasks("mnist", raw.parents[1])
+    assert counts(found, "train") == {label: 18 for label in range(10)}
+    assert counts(found, "validation") == {label: 2 for label in range(10)}
+    assert counts(found, "test") == {label: 10 for label in range(10)}
+    assert len(set(each_image(found))) == 300
+    for task in found:
+        for split in (task.train, task.validation, task.test):
+            assert split.images.shape[1:] == (1, 4, 4) and split.images.dtype == torch.uint8
+            assert torch.equal(split.images[:, 0, 0, 0].long(), split.labels)
+        assert (task.test.images[:, 0, 0, 2] == 10).all()
+
+
+@pytest.mark.parametrize("name", MNIST_FILES)
+@pytest.mark.parametrize("damage", ["changed", "cut", "empty"])
+def test_damaged_file_is_named(raw, name, damage):
+    content = (raw / name).read_bytes()
+    (raw / name).write_bytes({"changed": content[:-1] + bytes([content[-1] ^ 1]), "cut": content[: len(content) // 2],
+                              "empty": b""}[damage])
+    with pytest.raises(DataError, match=re.escape(f"{raw / name} is damaged")):
+        load_tasks("mnist", raw.parents[1])
+
+
+@pytest.mark.parametrize("name", MNIST_FILES)
+def test_damaged_archive_is_named(raw, name):
+    (raw / f"{name}.gz").write_bytes(b"\x1f\x8b\x08\x00 cut short")
+    with pytest.raises(DataError, match=re.escape(f"{raw / name}.gz is damaged")):
+        load_tasks("mnist", raw.parents[1])
+
+
+@pytest.mark.parametrize("name", MNIST_FILES)
+def test_missing_file_without_network_is_named_with_its_folder(raw, name):
+    (raw / name).unlink()
+    with pytest.raises(DataError, match=re.escape(f"{name}.gz is missing: put it into {raw}")):
+        load_tasks("mnist", raw.parents[1])
+
+
+def test_empty_folder_without_network_says_where_the_files_belong(tmp_path, offline):
+    raw = tmp_path / "new" / "FashionMNIST" / "raw"
+    with pytest.raises(DataError, match=re.escape(f"train-images-idx3-ubyte.gz is missing: put it into {raw}")):
+        load_tasks("fashion_mnist", tmp_path / "new")
+
+
+def test_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=re.escape(f"cannot write to the data folder {tmp_path / 'file'}")):
+        load_tasks("mnist", tmp_path / "file")
+
+
+# The real files, where they are
+
+
+def needs(dataset: str) -> Path:
+    raw = DATA / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[dataset] / "raw"
+    if not all((raw / name).exists() for name in tasks.SHA256[dataset]):
+        pytest.skip(f"the files of {dataset} are not in {raw.relative_to(DATA.parent)}")
+    return raw
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
+def test_real_files_have_the_published_counts(dataset):
+    needs(dataset)
+    found = load_tasks(dataset, DATA)
+    assert [task.classes for task in found] == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)]
+    train, validation, test = (counts(found, split) for split in SPLITS)
+    assert (train + validation).total() == 60_000
+    assert test.total() == 10_000
+    assert validation == {label: n // 10 for label, n in (train + validation).items()}
+    for task in found:
+        for split in (task.train, task.validation, task.test):
+            assert split.images.shape == (len(split.labels), 1, 28, 28)
+            assert set(split.labels.tolist()) == set(task.classes)
+
+
+def test_archive_cut_short_is_named(tmp_path, offline):
+    name = "t10k-images-idx3-ubyte.gz"
+    archive = needs("mnist") / name
+    if not archive.exists():
+        pytest.skip("the archives of mnist have been deleted")
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    shutil.copy(archive, raw)
+    with (raw / name).open("r+b") as file:
+        file.truncate(archive.stat().st_size - 100)
+    with pytest.raises(DataError, match=re.escape(f"{raw / name} is damaged")):
+        load_tasks("mnist", tmp_path)

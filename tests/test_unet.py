@@ -1,0 +1,114 @@
+import pytest
+import torch
+
+from cldiff.unet import Attention, UNet, timestep_embedding
+
+torch.set_num_threads(1)
+
+
+def small(size: int = 8, **options) -> UNet:
+    torch.manual_seed(0)
+    return UNet(size, tasks=3, **{"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": 4, **options})
+
+
+def perturbed(net: UNet) -> UNet:
+    """Nothing is zero any more: each part of the net has a say."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return net.eval()
+
+
+def inputs(batch: int, size: int = 8, colours: int = 1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    x = torch.randn(batch, colours, size, size, generator=torch.Generator().manual_seed(2))
+    return x, torch.arange(batch) * 37, torch.arange(batch) % 3
+
+
+@pytest.mark.parametrize("size, options", [
+    (8, {}),
+    (8, {"multipliers": (1, 2, 2, 2), "attention": 1}),
+    (8, {"multipliers": (2,), "blocks": 3, "colours": 3}),
+    (28, {"multipliers": (1, 2, 2), "blocks": 2, "attention": 14}),
+])
+def test_output_has_the_shape_of_the_images(size, options):
+    x, t, task = inputs(2, size, options.get("colours", 1))
+    assert perturbed(small(size, **options))(x, t, task).shape == x.shape
+
+
+def test_untrained_net_predicts_zero():
+    x, t, task = inputs(2)
+    assert torch.equal(small()(x, t, task), torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("t, task", [(11, 0), (0, 0), (999, 0), (10, 1), (10, 2)])
+def test_output_depends_on_timestep_and_task(t, task):
+    net, x = perturbed(small()), inputs(1)[0]
+    output = lambda *condition: net(x, *(torch.tensor([c]) for c in condition))  # noqa: E731
+    assert (output(t, task) - output(10, 0)).abs().max() > 1e-5
+
+
+def test_output_of_an_image_does_not_depend_on_its_batch():
+    net, (x, t, task) = perturbed(small(multipliers=(1, 2, 2), blocks=2)), inputs(4)
+    alone = torch.cat([net(x[i:i + 1], t[i:i + 1], task[i:i + 1]) for i in range(4)])
+    assert torch.allclose(net(x, t, task), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention, expected", [(14, [7, 14, 14, 14, 14, 14]), (28, [7, 28, 28, 28, 28, 28]),
+                                                 (7, [7, 7, 7, 7, 7, 7]), (8, [7])])
+def test_attention_is_at_the_resolution_asked_for_and_in_the_middle(attention, expected):
+    net, found = small(28, multipliers=(1, 2, 2), blocks=2, attention=attention), []
+    for module in net.modules():
+        if isinstance(module, Attention):
+            module.register_forward_hook(lambda _, arguments, output: found.append(output.shape[-1]))
+    net(*inputs(1, 28))
+    assert sorted(found) == expected
+
+
+def test_attention_treats_all_pixels_alike():
+    layer, x = Attention(8), inputs(2, 4)[0].repeat(1, 8, 1, 1) * torch.arange(1, 9).view(8, 1, 1)
+    torch.nn.init.normal_(layer.out.weight)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    shuffle = lambda images: images.flatten(2)[:, :, order].view_as(images)  # noqa: E731
+    assert torch.allclose(layer(shuffle(x), None), shuffle(layer(x, None)), atol=1e-5)
+
+
+def test_attention_carries_what_is_seen_at_one_pixel_to_all():
+    layer, x = Attention(8), torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(layer.out.weight)
+    torch.nn.init.normal_(layer.qkv.weight)
+    reached = torch.autograd.functional.jacobian(lambda y: layer(y, None).sum(1).flatten(), x).abs().sum(2)
+    assert reached.shape[1] == 16 or (reached.sum(1) > 0).all()
+    assert (torch.autograd.grad(layer(x.requires_grad_(), None)[0, :, 0, 0].sum(), x)[0].abs().sum(1) > 1e-7).all()
+
+
+def test_size_of_the_cifar10_net_is_that_of_ho_et_al():
+    with torch.device("meta"):
+        net = UNet(32, tasks=1, channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=16, colours=3)
+    assert sum(parameter.numel() for parameter in net.parameters()) == pytest.approx(35.7e6, rel=0.01)
+
+
+def test_gradients_reach_every_parameter():
+    net = perturbed(small(multipliers=(1, 2, 2), blocks=2))
+    net(*inputs(3)).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0] == []
+
+
+def test_dropout_acts_in_training_alone():
+    net, arguments = perturbed(small(dropout=0.5)), inputs(1)
+    assert torch.equal(net(*arguments), net(*arguments))
+    net.train()
+    assert not torch.equal(net(*arguments), net(*arguments))
+
+
+def test_timestep_embedding_is_that_of_diffusers():
+    embeddings = pytest.importorskip("diffusers.models.embeddings")
+    t = torch.tensor([0, 1, 50, 999])
+    theirs = embeddings.get_timestep_embedding(t, 32, flip_sin_to_cos=False, downscale_freq_shift=1)
+    assert torch.allclose(timestep_embedding(t, 32), theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("size, multipliers", [(28, (1, 2, 2, 2)), (9, (1, 2)), (6, (1, 1, 1))])
+def test_images_that_cannot_be_halved_are_refused(size, multipliers):
+    with pytest.raises(ValueError, match=f"images of {size} pixels cannot be halved {len(multipliers) - 1} times"):
+        small(size, multipliers=multipliers)
