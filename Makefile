@@ -8,7 +8,7 @@ VENV    ?= .venv
 PYTHON  ?= python3
 
 BIN := $(abspath $(VENV))/bin
-GRID = $(BIN)/python -m cldiff.grid $(PROFILE) --seeds $(SEEDS) --device $(DEVICE)
+PLAN := results/$(PROFILE)
 
 # The cores are shared out between the runs that go on at the same time.
 export OMP_NUM_THREADS := $(shell n=$$(( $(CORES) / $(JOBS) )); echo $$(( n > 0 ? n : 1 )))
@@ -46,17 +46,13 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 paper: setup
-	@$(GRID) --set-aside >/dev/null
+	@$(BIN)/python -m cldiff.grid $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --plan
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
 
-# Below, only the make that `paper` starts. A run is made when its result is not there, whatever the times of files
-# say; figures are drawn again when a result is newer.
-ifdef MAKELEVEL
+# Below, only the make that `paper` starts: the plan lists RUNS and FIGURES. A run is made when its result is not there,
+# whatever the times of files say; figures are drawn again when a result is newer.
 ifneq ($(filter targets,$(MAKECMDGOALS)),)
-RUNS    := $(shell $(GRID))
-FIGURES := $(shell $(GRID) --figures)
-$(if $(RUNS),,$(error no runs))
-endif
+include $(PLAN)/targets.mk
 endif
 
 targets: $(FIGURES)
@@ -64,11 +60,11 @@ targets: $(FIGURES)
 
 $(RUNS):
 	@echo 'run     $(patsubst %/result.json,%,$@)'
-	@$(GRID) --job $@ | $(BIN)/python -m cldiff.execute
+	@$(BIN)/python -m cldiff.execute $(PLAN)/jobs.json $@
 
 $(FIGURES): $(RUNS)
 	@echo 'figure  $(basename $@)'
-	@$(GRID) --job $@ | $(BIN)/python -m cldiff.execute
+	@$(BIN)/python -m cldiff.execute $(PLAN)/jobs.json $@
 
 test: setup-test
 	$(BIN)/python -m pytest

@@ -8,8 +8,6 @@ from torch import Tensor
 
 Model = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t int64 (B,)) -> predicted noise (B, C, H, W)
 
-VARIANCES = ("fixedlarge", "fixedsmall")
-
 
 class Diffusion:
     """Ho et al.'s linear schedule, beta from 1e-4 to 0.02 at 1,000 timesteps, and all that follows from it.
@@ -21,8 +19,8 @@ class Diffusion:
     def __init__(self, timesteps: int = 1000, variance: str = "fixedlarge", device: str | torch.device = "cpu"):
         if timesteps < 2:
             raise ValueError(f"timesteps={timesteps}: expected at least 2")
-        if variance not in VARIANCES:
-            raise ValueError(f"unknown variance {variance!r}; known: {', '.join(VARIANCES)}")
+        if variance not in ("fixedlarge", "fixedsmall"):
+            raise ValueError(f"unknown variance {variance!r}; known: fixedlarge, fixedsmall")
         self.timesteps, self.variance, self.device = timesteps, variance, torch.device(device)
         # The ends of the schedule scale with 1 / T, as in improved-diffusion: fewer timesteps still end in pure noise.
         beta = torch.linspace(0.1 / timesteps, 20 / timesteps, timesteps, dtype=torch.float64).clamp(max=0.999)

@@ -1,4 +1,5 @@
-"""papermill, made strict: `python -m cldiff.execute < JOB` with JOB = {"notebook", "output", "parameters"} as JSON.
+"""papermill, made strict: `python -m cldiff.execute JOBS TARGET` executes one of the jobs in a JSON file,
+{target: {"notebook", "output", "parameters"}}.
 
 Unknown and mistyped parameters are errors before a kernel starts; an output exists only if the notebook ran to its
 end; nothing in it depends on the time or place of execution.
@@ -23,7 +24,6 @@ class ExecutionError(RuntimeError):
 def check_parameters(notebook: str | Path, parameters: dict) -> None:
     """Raises ExecutionError for a parameter that the notebook does not have, or of another type than its default."""
     from papermill import inspect_notebook
-
     if not Path(notebook).exists():
         raise ExecutionError(f"no notebook {notebook}")
     known = inspect_notebook(str(notebook))
@@ -31,10 +31,9 @@ def check_parameters(notebook: str | Path, parameters: dict) -> None:
         if name not in known:
             raise ExecutionError(f"{Path(notebook).name} has no parameter {name!r}; known: {', '.join(known)}")
         default = ast.literal_eval(known[name]["default"])
-        fits = {type(default)} | ({int} if type(default) is float else set())
         if default is None or value is None:  # None stands for "not given"; the notebook checks the rest
             continue
-        if type(value) not in fits and not (isinstance(default, list) and isinstance(value, tuple)):
+        if type(value) not in {float: (float, int), list: (list, tuple)}.get(type(default), (type(default),)):
             raise ExecutionError(f"{Path(notebook).name}: {name}={value!r}: expected "
                                  f"{type(default).__name__}, like {default!r}, not {type(value).__name__}")
 
@@ -46,7 +45,6 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
     up to the failing cell is then kept beside the output as *.failed.ipynb.
     """
     from papermill import PapermillExecutionError, execute_notebook
-
     notebook, output = Path(notebook), Path(output)
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -58,9 +56,10 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
         with warnings.catch_warnings(), TemporaryDirectory(prefix="cldiff-") as sockets:
             warnings.simplefilter("ignore")
             # Unix sockets of its own instead of ports: kernels that start at the same time cannot collide.
-            sockets = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+            config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
             execute_notebook(str(notebook), str(failed), parameters, cwd=str(notebook.parent), kernel_name="python3",
-                             progress_bar=False, stderr_file=_Progress(), config=sockets)
+                             progress_bar=False, stderr_file=_Progress(), config=config,
+                             extra_arguments=["--log-level=50"])
     except PapermillExecutionError as error:
         text = f"{error.ename}: {error.evalue}".splitlines()[0]
         raise ExecutionError(f"{notebook.name}: {text} (up to there: {failed})") from None
@@ -93,9 +92,9 @@ def clean(path: Path) -> None:
 
 def main() -> None:
     try:
-        job = json.load(sys.stdin)
-        execute(job["notebook"], job["output"], job["parameters"])
-    except (ExecutionError, ValueError, KeyError, OSError) as error:
+        jobs, target = sys.argv[1:]
+        execute(**json.loads(Path(jobs).read_text())[target])
+    except (ExecutionError, ValueError, KeyError, TypeError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

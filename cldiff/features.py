@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor, nn
 
 from .runs import PROTOCOL, write_atomically
@@ -39,36 +41,43 @@ class Extractor(NamedTuple):
     name: str  # as in the column `extractor` of scores.csv
     sha256: str  # of its weights
     accuracy: float  # of its classifier on the data set's test images
-    features: Callable[[Tensor], Tensor]  # uint8 (N, C, H, W) -> (N, F)
-    classify: Callable[[Tensor], Tensor]  # uint8 (N, C, H, W) -> int64 (N,), classes
+    real: dict[str, list[Tensor]]  # features of the "train" and "test" images of each task, (N, F)
+    extract: Callable[[Tensor], tuple[Tensor, Tensor]]  # uint8 (N, C, H, W) -> features (N, F), classes int64 (N,)
 
 
 def load_lenet(dataset: str, tasks: list[Task], cache: str | Path, device: str | torch.device = "cpu") -> Extractor:
     """LeNet trained on all training images of the data set: from `cache`, or trained now and kept there."""
-    from filelock import FileLock
-
     path = Path(cache) / f"lenet-{dataset}-{PROTOCOL}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    with FileLock(path.with_suffix(".lock")):  # runs that start together: one trains it, the others wait
         if not path.exists():
-            net = train_lenet(dataset, tasks, device)
-            write_atomically(path, lambda temporary: torch.save(net.state_dict(), temporary))
+            save_lenet(train_lenet(dataset, tasks, device), tasks, path)
     net = LeNet(tasks[0].train.images.shape[-1], tasks[0].train.images.shape[1])
     try:
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        net.load_state_dict(saved["net"])
+        weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
+        return Extractor("lenet", hashlib.sha256(weights).hexdigest(), saved["accuracy"], saved["real"],
+                         partial(extract, net.to(device).eval()))
     except Exception as error:
         raise RuntimeError(f"{path} is damaged ({type(error).__name__}): delete it, it is trained again") from None
-    weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
-    net.to(device).eval()
 
-    @torch.inference_mode()
-    def over_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        return torch.cat([function(to_model(part.to(device))) for part in images.split(1000)]).cpu()
 
-    classify = lambda images: over_batches(net, images).argmax(1)  # noqa: E731
-    right = sum((classify(task.test.images) == task.test.labels).sum().item() for task in tasks)
-    return Extractor("lenet", hashlib.sha256(weights).hexdigest(), right / sum(len(task.test) for task in tasks),
-                     lambda images: over_batches(net.features, images), classify)
+def save_lenet(net: LeNet, tasks: list[Task], path: Path) -> None:
+    """Keeps a trained LeNet, with its accuracy and the features of all real images, which every run needs."""
+    real = {split: [extract(net.eval(), getattr(task, split).images) for task in tasks] for split in ("train", "test")}
+    right = torch.cat([classes == task.test.labels for task, (_, classes) in zip(tasks, real["test"])])
+    saved = {"net": net.state_dict(), "accuracy": right.double().mean().item(),
+             "real": {split: [features for features, _ in parts] for split, parts in real.items()}}
+    write_atomically(path, lambda temporary: torch.save(saved, temporary))
+
+
+@torch.inference_mode()
+def extract(net: LeNet, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (N, F) and classes (N,) of uint8 images (N, C, H, W), on the CPU."""
+    device = next(net.parameters()).device
+    features = torch.cat([net.features(to_model(part.to(device))) for part in images.split(1000)])
+    return features.cpu(), net.last(features).argmax(1).cpu()
 
 
 def train_lenet(dataset: str, tasks: list[Task], device: str | torch.device = "cpu") -> LeNet:

@@ -3,12 +3,11 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .runs import ResultError, Run, read_result
+from .runs import ResultError, Run, read_result, write_atomically
 
 # The rows of the tables: a name of METHODS and, where the row is not at the method's default, its weight.
 ROWS = (
@@ -29,14 +28,14 @@ class Profile:
     settings: dict = field(default_factory=dict)  # what differs from Run's defaults
 
 
-_DIGITS = dict(channels=16, multipliers=[1, 2], blocks=1, attention=4, buffer=20, early=50, late=300)
+_DIGITS = dict(channels=16, dropout=0.0, multipliers=[1, 2], blocks=1, attention=4, buffer=20, early=50, late=300)
 PROFILES = {
     "smoke": Profile(("digits",), 1.0, dict(
         _DIGITS, steps=4, batch=8, channels=8, pool=8, pool_steps=2, samples=16, sample_steps=2, bound_terms=4,
         bound_images=8, curve_every=2, curve_images=8)),
     "digits": Profile(("digits",), 1.0, dict(
-        _DIGITS, steps=300, batch=32, learning_rate=2e-3, pool=200, pool_steps=10, samples=256, sample_steps=10,
-        bound_terms=20, curve_every=50)),
+        _DIGITS, steps=200, batch=32, learning_rate=4e-3, pool=200, pool_steps=10, samples=256, sample_steps=10,
+        bound_terms=20, curve_every=40)),
     "small": Profile(("mnist", "fashion_mnist"), 1.0, dict(
         channels=32, steps=2_000, learning_rate=5e-4, samples=1_000, pool=1_000, pool_steps=25, sample_steps=25,
         bound_terms=50, bound_images=500, curve_every=100)),
@@ -73,43 +72,46 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto") -> dict[str, dict]:
 
 
 def set_aside_damaged(profile: str, seeds: int = 1) -> None:
-    """Renames the folder of each run whose results cannot be read, and names it: the run will be done again."""
+    """Moves away the folder of each run whose results cannot be read, and names it: the run will be done again."""
     for run in runs(profile, seeds):
         folder = Path("results", profile, run.name)
         try:
             if (folder / "result.json").exists():
                 read_result(folder)
         except ResultError as error:
-            aside = next(p for k in range(1, 10_000)
-                         if not (p := folder.with_name(f".damaged-{k}-{folder.name}")).exists())
-            os.rename(folder, aside)
+            aside = next(p for k in range(1, 10_000) if not (p := folder.parent / "damaged" / f"{run.name}-{k}").exists())
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
             print(f"{error}; moved to {aside}, the run is done again", file=sys.stderr)
+
+
+def write_plan(profile: str, found: dict[str, dict]) -> None:
+    """results/PROFILE/targets.mk for make and jobs.json for cldiff.execute, which then need not load torch to know."""
+    folder = Path("results", profile)
+    write_atomically(folder / "jobs.json", lambda p: p.write_text(json.dumps(found, indent=1)))
+    names = {"RUNS": "results/", "FIGURES": "figures/"}
+    lines = [f"{name} := {' '.join(t for t in found if t.startswith(start))}\n" for name, start in names.items()]
+    write_atomically(folder / "targets.mk", lambda p: p.write_text("".join(lines)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cldiff.grid", description=__doc__)
     parser.add_argument("profile", help=f"one of {', '.join(PROFILES)}")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions of each run (default 1)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (with --job)")
-    parser.add_argument("--figures", action="store_true", help="print the tables and figures, not the runs")
-    parser.add_argument("--job", metavar="TARGET", help="print what one target is made from, as JSON for cldiff.execute")
-    parser.add_argument("--set-aside", action="store_true", help="first move results away that cannot be read")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--plan", action="store_true", help="move results away that cannot be read, and write make's plan")
     words = parser.parse_args()
     from .train import pick_device
-
     try:
         pick_device(words.device)
         found = jobs(words.profile, words.seeds, words.device)
-        if words.set_aside:
-            set_aside_damaged(words.profile, words.seeds)
     except ValueError as error:
         sys.exit(f"error: {error}")
-    if words.job:
-        if words.job not in found:
-            sys.exit(f"error: {words.job} is no target of profile {words.profile}")
-        print(json.dumps(found[words.job]))
+    if words.plan:
+        set_aside_damaged(words.profile, words.seeds)
+        write_plan(words.profile, found)
     else:
-        print("\n".join(t for t in found if t.startswith("figures/" if words.figures else "results/")))
+        print("\n".join(target for target in found if target.startswith("results/")))
 
 
 if __name__ == "__main__":

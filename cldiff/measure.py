@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,8 +32,6 @@ class Measurer:
     def __init__(self, run: Run, tasks: list[Task], cache: str | Path = "data", device: str | torch.device = "cpu"):
         self.run, self.tasks, self.device = run, tasks, device
         self.lenet = load_lenet(run.dataset, tasks, cache, device)
-        self.real = {split: [self.lenet.features(getattr(task, split).images) for task in tasks]
-                     for split in ("train", "test")}
 
     def __call__(self, step: Step) -> None:
         start = time.perf_counter()
@@ -69,11 +68,10 @@ class Measurer:
             samples = to_uint8(learner.sample(task.index, run.samples, run.sample_steps, run.eta, "samples")).cpu()
             shown.append(samples[:SHOWN])
             drawn = {**row, "extractor": self.lenet.name, "n": len(samples), "sampler": run.sampler}
-            features = self.lenet.features(samples)
-            for split, real in self.real.items():
+            features, classes = self.lenet.extract(samples)
+            for split, real in self.lenet.real.items():
                 learner.scores.append({**drawn, "metric": "fid", "split": split,
                                        "value": metrics.fid(features, real[task.index])})
-            classes = self.lenet.classify(samples)
             for metric, wanted in (("accuracy", task), ("taken_for_current", self.tasks[after])):
                 learner.scores.append({**drawn, "metric": metric, "split": None,
                                        "value": metrics.task_accuracy(classes, wanted.classes)})
@@ -88,7 +86,7 @@ class Measurer:
         """Writes the folder of a finished run."""
         floors = [{"after_task": None, "eval_task": task.index + 1, "metric": "fid_floor", "split": "train",
                    "extractor": self.lenet.name, "n": min(self.run.samples, len(task.train) // 2), "sampler": None,
-                   "value": metrics.fid_floor(self.real["train"][task.index], self.run.samples)} for task in self.tasks]
+                   "value": metrics.fid_floor(self.lenet.real["train"][task.index], self.run.samples)} for task in self.tasks]
         save_result(Path(folder), self.run, learner.scores + floors, learner.curves, mosaic(learner.samples),
                     learner.seconds, {"data": data_sha256(self.run.dataset), "lenet": self.lenet.sha256},
                     torch.device(self.device))
@@ -126,14 +124,12 @@ def save_result(folder: Path, run: Run, scores: list[dict], curves: list[dict], 
     """Writes the folder of a finished run, result.json last. Raises ResultError if there is a finished one."""
     if (folder / "result.json").exists():
         raise ResultError(f"{folder} holds a finished run: delete it to do the run again")
-    write_atomically(folder / "scores.csv", lambda p: _table(scores, COLUMNS).to_csv(p, index=False))
-    write_atomically(folder / "curves.csv", lambda p: _table(curves, CURVES).to_csv(p, index=False))
+    # With pandas' own types integers stay integers beside missing values.
+    table = lambda rows, columns: partial(pd.DataFrame(rows, columns=columns).convert_dtypes().to_csv, index=False)  # noqa: E731
+    write_atomically(folder / "scores.csv", table(scores, COLUMNS))
+    write_atomically(folder / "curves.csv", table(curves, CURVES))
     write_atomically(folder / "samples.png", samples.save)
     result = {"protocol": PROTOCOL, "run": dataclasses.asdict(run), "seconds": seconds, **provenance(device),
               "sha256": {**sha256, **{name: file_sha256(folder / name) for name in FILES[:-1]}}}
-    write_atomically(folder / "result.json", lambda p: Path(p).write_text(json.dumps(result, indent=1) + "\n"))
+    write_atomically(folder / "result.json", lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-
-
-def _table(rows: list[dict], columns: tuple[str, ...]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=columns).convert_dtypes()  # integers stay integers beside missing values

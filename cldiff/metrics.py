@@ -34,25 +34,19 @@ def _square(matrix: np.ndarray) -> np.ndarray:
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
     """Squared Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6), by clean-fid.
 
-    mean: (F,), cov: (F, F), float64.
+    mean: (F,), cov: (F, F), float64, F of at least 2.
     """
     from cleanfid.fid import frechet_distance as clean_fid
-
-    with warnings.catch_warnings():  # a feature that never fires makes the covariance singular, not the result wrong
-        warnings.filterwarnings("ignore", message="Matrix is singular")
+    with warnings.catch_warnings():  # SciPy warns of clean-fid's call, and of features that never fire; both do no harm
+        warnings.simplefilter("ignore")
         return float(clean_fid(np.asarray(mean1, float), np.asarray(cov1, float),
                                np.asarray(mean2, float), np.asarray(cov2, float)))
 
 
-def statistics(features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (F,) and covariance (F, F), float64, of features (N, F)."""
-    x = features.double().numpy()
-    return x.mean(0), np.cov(x, rowvar=False)
-
-
 def fid(features1: Tensor, features2: Tensor) -> float:
-    """Fréchet distance between two sets of features, (N, F) and (M, F)."""
-    return frechet_distance(*statistics(features1), *statistics(features2))
+    """Fréchet distance between the Gaussians fitted to two sets of features, (N, F) and (M, F), in float64."""
+    x, y = features1.double().numpy(), features2.double().numpy()
+    return frechet_distance(x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False))
 
 
 def fid_floor(features: Tensor, n: int) -> float:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from .grid import ROWS
 from .metrics import summarise
-from .runs import ResultError, label, load_results
+from .runs import label, load_results
 
-COLUMN, PAGE = 3.5, 7.2  # width of a column and of a page, inches
+PAGE = 7.2  # width of a page, inches
 ORDER = [label(method, weight) for method, weight in ROWS]
 COLOURS = dict(zip(ORDER, sns.color_palette("colorblind", len(ORDER))))
 
@@ -66,8 +66,9 @@ def load_samples(run_folder: str | Path, tasks: int) -> np.ndarray:
 
 def show_samples(axis, samples: np.ndarray, row_labels: list[str]) -> None:
     """A picture of samples (rows, columns, height, width), black on white, a label before each row."""
-    rows, columns, height, width = samples.shape
-    axis.imshow(255 - samples.transpose(0, 2, 1, 3).reshape(rows * height, columns * width), cmap="gray", vmin=0, vmax=255)
+    framed = np.pad(255 - samples, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=255)
+    rows, columns, height, width = framed.shape
+    axis.imshow(framed.transpose(0, 2, 1, 3).reshape(rows * height, columns * width), cmap="gray", vmin=0, vmax=255)
     axis.set_yticks((np.arange(rows) + 0.5) * height - 0.5, row_labels)
     axis.set_xticks([])
     axis.tick_params(length=0)
@@ -89,15 +90,6 @@ def run_parameters(results: str | Path, dataset: str) -> dict:
     return next(iter(load_results(results, dataset).values()))["run"]
 
 
-def find_run(results: str | Path, dataset: str, method: str, weight: float | None = None, seed: int = 0) -> Path:
-    """The folder of one run. Raises ResultError if it has not been made."""
-    for path, result in load_results(results, dataset).items():
-        run = result["run"]
-        if (run["method"], run["seed"]) == (method, seed) and weight in (None, run["weight"]):
-            return path
-    raise ResultError(f"no run of {method} with seed {seed} on {dataset} in {results}")
-
-
 def results_table(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The rows of a paper's table, mean (and standard error where there are several seeds), and what they rest on."""
     summary = summarise(scores)
@@ -107,7 +99,8 @@ def results_table(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         for metric, title, digits in (("fid", "FID", 1), ("bpd", "BPD", 3), ("accuracy", "accuracy", 3)):
             rows = summary[(summary.label == name) & (summary.metric == metric)]
             for kind, arrow in (("average", "↑" if metric == "accuracy" else "↓"), ("forgetting", "↓")):
-                row[f"{'avg' if kind == 'average' else 'forgetting'} {title} {arrow}"] = with_error(rows[kind], digits)
+                error = f" ± {rows[kind].sem():.{digits}f}" if len(rows) > 1 else ""
+                row[f"{'avg' if kind == 'average' else 'forgetting'} {title} {arrow}"] = f"{rows[kind].mean():.{digits}f}{error}"
         table.append(row)
     drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
     floor = scores[scores.metric == "fid_floor"].value.mean()
@@ -117,9 +110,3 @@ def results_table(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
             f"{bound.sampler.iloc[0].removeprefix('terms')} timesteps each. Accuracy: share of samples that fall into "
             f"their task's classes. Forgetting: positive means worse.")
     return pd.DataFrame(table), note
-
-
-def with_error(values: pd.Series, digits: int) -> str:
-    """Mean, with the standard error of the mean where there is more than one value."""
-    error = f" ± {values.sem():.{digits}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{digits}f}{error}"

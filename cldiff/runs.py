@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,11 +19,11 @@ CURVES = ("step", "task", "eval_task", "split", "timestep", "loss", "bpd")
 FILES = ("scores.csv", "curves.csv", "samples.png", "result.json")  # the last is written last
 
 
-def among(default, *values):
+def among(default: str, *values: str):
     return field(default=default, metadata={"among": values})
 
 
-def number(default, low, high=float("inf")):
+def number(default: float | None, low: float, high: float = float("inf")):
     return field(default=default, metadata={"low": low, "high": high})
 
 
@@ -79,7 +79,6 @@ class Run:
             if getattr(self, name) not in self.curve_timesteps:
                 raise ValueError(f"{name}={getattr(self, name)}: expected one of {self.curve_timesteps}")
         from .methods import METHODS
-
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; known: {', '.join(METHODS)}")
         default = METHODS[self.method].weight
@@ -153,25 +152,21 @@ class Run:
 
 def label(method: str, weight: float | None) -> str:
     from .methods import METHODS
-
     name = METHODS[method].label
     return name if weight is None or method == "l2" else f"{name}, weight {weight:g}"
 
 
-def write_atomically(path: Path, write) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls write(temporary path), makes the file durable, and gives it its name: it is there whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 class ResultError(RuntimeError):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 DATASETS = ("digits", "mnist", "fashion_mnist")
@@ -12,9 +13,7 @@ CLASSES_PER_TASK = 2
 SPLIT_SEED = 0  # the splits are part of the protocol: the same for every run and every seed
 
 SHA256 = {
-    "digits": {
-        "images and labels": "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382",
-    },
+    "digits": {"images and labels": "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"},
     "mnist": {
         "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
         "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
@@ -105,7 +104,6 @@ def _cut(split: Split, one_in: int) -> tuple[Split, Split]:
 def _load_digits() -> tuple[Split, Split]:
     """scikit-learn's digits: 8x8 pixels of 17 grey values, stretched to 0 .. 255; a fifth is the test split."""
     from sklearn.datasets import load_digits
-
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
@@ -117,32 +115,32 @@ def _load_digits() -> tuple[Split, Split]:
 
 
 def _load_torchvision(dataset: str, root: Path) -> tuple[Split, Split]:
-    from filelock import FileLock
     from torchvision.datasets import MNIST, FashionMNIST
     from torchvision.datasets.mnist import read_image_file, read_label_file
-    from torchvision.datasets.utils import check_md5
-
+    from torchvision.datasets.utils import check_md5, extract_archive
     source = MNIST if dataset == "mnist" else FashionMNIST
     raw = root / source.__name__ / "raw"
     try:
         raw.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(raw / ".lock").acquire()  # runs that start together must not unpack into the same file
     except OSError as error:
         raise DataError(f"cannot write to the data folder {raw}: {error.strerror}") from None
-    with FileLock(raw / ".lock"):  # two runs that start together must not unpack into the same file
+    with lock:
         for name, md5 in source.resources:
             if (raw / name).exists() and not check_md5(str(raw / name), md5):
                 raise DataError(f"{raw / name} is damaged (wrong checksum): delete it, and run again")
-        missing = [name for name, _ in source.resources
-                   if not (raw / name).exists() and not (raw / name.removesuffix(".gz")).exists()]
-        try:
-            source(root, download=True)
-        except Exception:
-            if missing:
-                raise DataError(f"no network, and {missing[0]} is missing: put it into {raw}") from None
-            # what was there cannot be read: the check below names it
-        for name, expected in SHA256[dataset].items():
-            if not (raw / name).exists() or hashlib.sha256((raw / name).read_bytes()).hexdigest() != expected:
-                raise DataError(f"{raw / name} is damaged (wrong SHA-256): delete it, and run again")
+        for name, _ in source.resources:
+            archive, file = raw / name, raw / name.removesuffix(".gz")
+            if archive.exists() and not file.exists():
+                extract_archive(str(archive), str(raw))
+            if not file.exists():
+                try:
+                    source(root, download=True)
+                except Exception as error:
+                    raise DataError(f"{archive.name} is missing: put it into {raw} (no download: "
+                                    f"{type(error).__name__})") from None
+            if hashlib.sha256(file.read_bytes()).hexdigest() != SHA256[dataset][file.name]:
+                raise DataError(f"{file} is damaged (wrong SHA-256): delete it, and run again")
         splits = [Split(read_image_file(str(raw / f"{part}-images-idx3-ubyte"))[:, None],
                         read_label_file(str(raw / f"{part}-labels-idx1-ubyte"))) for part in ("train", "t10k")]
     return splits[0], splits[1]

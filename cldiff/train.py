@@ -95,10 +95,9 @@ class Learner:
         ids = torch.full_like(index, task) if isinstance(task, int) else task[index]
         return Batch(to_model(images[index]), ids, t, noise, torch.full((size,), weight / size, device=self.device), noise)
 
-    def model(self, task: int, net: UNet | None = None) -> Model:
+    def model(self, task: int) -> Model:
         """The averaged network for one task, as diffusion wants it: model(x, t) predicts the noise."""
-        net = self.ema if net is None else net
-        return lambda x, t: net(x, t, torch.full_like(t, task))
+        return lambda x, t: self.ema(x, t, torch.full_like(t, task))
 
     def sample(self, task: int, n: int, steps: int, eta: float, purpose: str, batch: int = 500) -> Tensor:
         """n images for a task ID from the averaged network, float (n, C, H, W) in [-1, 1]."""
@@ -129,7 +128,8 @@ class Learner:
         self.optimizer.step()
         self.step += 1
         keep = min(run.ema, self.step / (self.step + 9))  # the ramp: the average of a young task forgets its start
-        torch._foreach_lerp_(self._averaged, self._weights, 1 - keep)
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averaged, self._weights, 1 - keep)
         return loss.detach()
 
     def next_task(self) -> None:
@@ -166,35 +166,31 @@ def train(run: Run, tasks: list[Task], folder: Path | str | None = None,
     beside the run folders for all methods to share. Without a folder nothing is kept.
     """
     learner = Learner(run, tasks, device)
-    if folder is None:
-        yield from _steps(learner, until=len(tasks))
-        return
-    folder = Path(folder)
-    checkpoint, first = folder / "checkpoint.pt", folder.parent / "first_task" / f"{run.first_task_name}.pt"
-    if checkpoint.exists():
-        learner.load(checkpoint)
-    else:
-        first.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(first.with_suffix(".lock")):  # runs that start together: one trains it, the others wait
-            if not first.exists():
-                yield from _steps(learner, until=1)
-                learner.save(first)
-        learner.load(first)
-    while learner.task < len(tasks) - 1:
-        learner.next_task()
-        yield from _steps(learner, until=learner.task + 1)
-        if learner.task < len(tasks) - 1:
-            learner.save(checkpoint)
-
-
-def _steps(learner: Learner, until: int) -> Iterator[Step]:
-    """Steps to the end of task `until` - 1."""
+    if folder is not None:
+        checkpoint = Path(folder) / "checkpoint.pt"
+        first = Path(folder).parent / "first_task" / f"{run.first_task_name}.pt"
+        if checkpoint.exists():
+            learner.load(checkpoint)
+        else:
+            first.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(first.with_suffix(".lock")):  # runs that start together: one trains it, the others wait
+                if not first.exists():
+                    yield from _steps(learner)
+                    learner.save(first)
+            learner.load(first)
     while True:
-        while learner.step < learner.run.steps:
-            start = time.perf_counter()
-            loss = learner.update()
-            learner.seconds["train"] += time.perf_counter() - start
-            yield Step(learner.task, learner.step, loss, learner)
-        if learner.task + 1 >= until:
+        yield from _steps(learner)
+        if learner.task == len(tasks) - 1:
             return
+        if folder is not None and learner.task > 0:
+            learner.save(checkpoint)
         learner.next_task()
+
+
+def _steps(learner: Learner) -> Iterator[Step]:
+    """What is left of the current task."""
+    while learner.step < learner.run.steps:
+        start = time.perf_counter()
+        loss = learner.update()
+        learner.seconds["train"] += time.perf_counter() - start
+        yield Step(learner.task, learner.step, loss, learner)

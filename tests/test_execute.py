@@ -17,11 +17,12 @@ RUN = next(iter(jobs("smoke").values()))
 @pytest.fixture
 def notebook(tmp_path):
     cells = [nbformat.v4.new_code_cell("steps = 3\nrate = 0.5\nname = \"a\"\nwidths = [1]\nweight = None"),
-             nbformat.v4.new_code_cell("import sys\nprint(steps * rate, name)\nprint(\"progress\", file=sys.stderr)"),
+             nbformat.v4.new_code_cell("import sys\nprint(steps * rate, name)\nprint(\"prog\" + \"ress\", file=sys.stderr)"),
              nbformat.v4.new_code_cell("if name == \"bad\":\n    raise ValueError(\"one line\\ntwo lines\")")]
     cells[0].metadata["tags"] = ["parameters"]
     path = tmp_path / "book.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
     return path
 
 
@@ -77,8 +78,9 @@ def test_bad_run_ends_before_anything_is_loaded_or_written(tmp_path, changed, wo
             pytest.skip("this machine has a GPU")
     job = {**RUN, "notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / "run.ipynb"),
            "parameters": {**RUN["parameters"], "results": str(tmp_path / "results"), "data": str(tmp_path / "data"), **changed}}
-    done = subprocess.run([sys.executable, "-m", "cldiff.execute"], input=json.dumps(job), capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    (tmp_path / "jobs.json").write_text(json.dumps({"target": job}))
+    done = subprocess.run([sys.executable, "-m", "cldiff.execute", str(tmp_path / "jobs.json"), "target"],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode != 0
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ") and words in lines[-1] and "Traceback" not in done.stderr

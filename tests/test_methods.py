@@ -57,17 +57,19 @@ def test_a_huge_l2_weight_holds_the_parameters_at_the_anchor(three):
     assert moved["l2"] < 3e-3 and moved["finetune"] > 8e-3
 
 
+def distance(net, anchor) -> torch.Tensor:
+    return sum((p - anchor[name]).double().square().sum() for name, p in net.named_parameters())
+
+
 def test_the_l2_anchor_is_the_network_after_the_task_before(three):
     run = tiny("l2", weight=3.0, steps=2)
     for step in train(run, three):
-        method = step.learner.method
+        penalty = step.learner.method.penalty(step.learner)
         if step.task > 0:
-            assert same(method.state, anchor)
-            distance = sum((p - anchor[name]).double().square().sum() for name, p in step.learner.net.named_parameters())
-            assert distance > 0
-            assert method.penalty(step.learner).item() == pytest.approx(3 * distance.item(), rel=1e-4)
+            expected = 3 * distance(step.learner.net, anchor).item()
+            assert penalty.item() == pytest.approx(expected, rel=1e-4) and expected > 0
         else:
-            assert method.penalty(step.learner) is None
+            assert penalty is None
         if step.step == run.steps:
             anchor = copied(step.learner.net)
 
@@ -75,13 +77,15 @@ def test_the_l2_anchor_is_the_network_after_the_task_before(three):
 # What one update descends
 
 
-def prepared(method, tasks) -> Learner:
-    """At task 3, away from the anchor and from the zeros that the last layer starts with; nothing random, no clipping."""
+def prepared(method, tasks) -> tuple[Learner, dict]:
+    """At task 3, away from the zeros of a new last layer and from where the task began, which is returned too; without
+    dropout and clipping."""
     learner = at_task(tiny(method, weight=0.3, dropout=0.0, clip=1e9), tasks, 2)
+    start = copied(learner.net)
     with torch.no_grad():
         for p in learner.net.parameters():
             p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
-    return learner
+    return learner, start
 
 
 def mean_loss(learner, batch) -> torch.Tensor:
@@ -91,11 +95,11 @@ def mean_loss(learner, batch) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", OTHERS)
 def test_the_gradient_is_that_of_the_current_loss_plus_weight_times_the_methods_own(method, three):
-    learner = prepared(method, three)
+    learner, start = prepared(method, three)
     named = dict(learner.net.named_parameters())
     current = learner.draw(three[2].train.images, 2, "current")
     if method == "l2":
-        own = sum((p - learner.method.state[name]).square().sum() for name, p in named.items())
+        own = distance(learner.net, start)
     else:
         own = mean_loss(learner, learner.draw(learner.method.state["images"], learner.method.state["task"], "replay"))
     of_current = torch.autograd.grad(mean_loss(learner, current), named.values())
@@ -110,7 +114,7 @@ def test_the_gradient_is_that_of_the_current_loss_plus_weight_times_the_methods_
 
 @pytest.fixture(scope="module")
 def replaying(three):
-    return at_task(tiny("replay"), three, 2)
+    return at_task(tiny("replay", buffer=100), three, 2)
 
 
 def test_the_buffer_holds_as_many_training_images_of_each_past_task_as_run_buffer_says(replaying, three):
@@ -126,7 +130,7 @@ def test_the_buffer_holds_as_many_training_images_of_each_past_task_as_run_buffe
 @pytest.mark.parametrize("method", METHODS)
 def test_the_buffer_depends_on_the_seed_alone(method, replaying, three):
     torch.manual_seed(len(method))
-    learner = at_task(tiny(method, steps=2), three, 1)
+    learner = at_task(tiny(method, buffer=100), three, 1)
     learner.sample(0, 3, 2, 0.0, "pictures")
     learner.update()
     kept = replaying.method.state["images"][replaying.method.state["task"] == 0]
@@ -134,7 +138,7 @@ def test_the_buffer_depends_on_the_seed_alone(method, replaying, three):
 
 
 def test_another_seed_keeps_other_images(replaying, three):
-    other = Learner(tiny("replay", seed=1), three)
+    other = Learner(tiny("replay", seed=1, buffer=100), three)
     assert set(pixels(buffer(other, 0).images)) != set(pixels(buffer(replaying, 0).images))
 
 
@@ -166,7 +170,8 @@ def test_the_pool_is_drawn_by_the_averaged_network_from_before_the_task(three):
 
     def drawn(learner, net, task):
         noise = torch.randn(run.pool, 1, 8, 8, generator=learner.generator(f"pool {task}", step=0))
-        return to_uint8(learner.diffusion.sample(learner.model(task, net), noise, run.pool_steps, eta=0.0))
+        model = lambda x, t: net(x, t, torch.full_like(t, task))  # noqa: E731
+        return to_uint8(learner.diffusion.sample(model, noise, run.pool_steps, eta=0.0))
 
     for step in train(run, three):
         learner, state = step.learner, step.learner.method.state

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 
 from cldiff.execute import execute
-from cldiff.features import LeNet
+from cldiff.features import LeNet, save_lenet
 from cldiff.grid import jobs, runs
 from cldiff.runs import PROTOCOL
-from cldiff.tasks import SHA256
+from cldiff.tasks import SHA256, load_tasks
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -122,18 +121,29 @@ def test_every_method_runs_on_real_images_of_28_pixels(tmp_path, dataset, source
         pytest.skip(f"{raw} does not hold the data set")
     shutil.copytree(raw, tmp_path / "data" / source / "raw")
     # The extractor's training takes minutes and is not what is tested here: one that has learned nothing will do.
-    torch.save(LeNet(28).state_dict(), tmp_path / "data" / f"lenet-{dataset}-{PROTOCOL}.pt")
+    save_lenet(LeNet(28), load_tasks(dataset, tmp_path / "data"), tmp_path / "data" / f"lenet-{dataset}-{PROTOCOL}.pt")
     small = {"steps": 2, "curve_every": 1, "bound_images": 2, "bound_terms": 2, "curve_images": 2, "samples": 16}
-    pending = []
-    for job in jobs("smoke").values():
+    pending = {}
+    for target, job in jobs("smoke").items():
         if job["notebook"].endswith("run.ipynb"):
-            method = f"{job['parameters']['method']}-{job['parameters']['weight']}"
-            pending.append({"notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / f"{method}.ipynb"),
-                            "parameters": {**job["parameters"], **small, "dataset": dataset, "attention": 14,
-                                           "results": str(tmp_path / "results"), "data": str(tmp_path / "data")}})
-    start = lambda job: subprocess.run([sys.executable, "-m", "cldiff.execute"], input=json.dumps(job),  # noqa: E731
-                                       capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            pending[target] = {
+                "notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / target).replace("json", "ipynb"),
+                "parameters": {**job["parameters"], **small, "dataset": dataset, "attention": 14,
+                               "results": str(tmp_path / "results"), "data": str(tmp_path / "data")}}
+    (tmp_path / "jobs.json").write_text(json.dumps(pending))
+    start = lambda target: subprocess.run(  # noqa: E731
+        [sys.executable, "-m", "cldiff.execute", str(tmp_path / "jobs.json"), target], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"})
     with ThreadPoolExecutor(2) as pool:
-        for job, done in zip(pending, pool.map(start, pending)):
+        for done in pool.map(start, pending):
             assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "results").glob(f"{dataset}-*/result.json"))) == len(pending) == 5
+
+
+def test_readme_shows_the_committed_table_and_findings():
+    for name in ("table_1", "findings"):
+        shown, readme = (subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
+                         for path in (f"figures/digits/{name}.md", "README.md"))
+        if shown.returncode:
+            pytest.skip("not a git checkout")
+        assert shown.stdout.strip() in readme.stdout

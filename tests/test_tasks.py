@@ -12,8 +12,6 @@ import torch
 from cldiff import tasks
 from cldiff.tasks import DataError, load_tasks, to_model, to_uint8
 
-torch.set_num_threads(1)
-
 DATA = Path(__file__).parents[1] / "data"
 SPLITS = ("train", "validation", "test")
 
@@ -42,11 +40,6 @@ def test_to_uint8_takes_the_nearest_value_and_clips():
 
 
 # Digits
-
-
-@pytest.fixture(scope="module")
-def digits():
-    return load_tasks("digits")
 
 
 def test_digits_are_five_tasks_of_two_classes(digits):

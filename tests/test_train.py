@@ -24,8 +24,9 @@ def test_train_yields_after_the_optimiser_step(three):
 
 @pytest.mark.parametrize("keep", (False, True), ids=("without a folder", "with a folder"))
 def test_every_step_of_every_task_comes_once_and_in_order(keep, three, tmp_path):
-    steps = [(step.task, step.step, step.total) for step in train(tiny(steps=2), three, tmp_path / "run" if keep else None)]
-    assert steps == [(0, 1, 1), (0, 2, 2), (1, 1, 3), (1, 2, 4), (2, 1, 5), (2, 2, 6)]
+    steps = train(tiny(steps=2), three, tmp_path / "run" if keep else None)
+    assert [(step.task, step.step, step.total) for step in steps] \
+        == [(0, 1, 1), (0, 2, 2), (1, 1, 3), (1, 2, 4), (2, 1, 5), (2, 2, 6)]
 
 
 @pytest.mark.parametrize("method", ("replay", "generative"))
@@ -42,7 +43,7 @@ def test_what_happens_between_steps_does_not_change_training(method, three, trai
 
 @pytest.mark.parametrize("method", METHODS)
 def test_training_leaves_the_global_generator_as_it_was(method, three):
-    state = torch.get_rng_state()
+    state = torch.manual_seed(11).get_state()
     for _ in train(tiny(method, steps=1), three):
         assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(torch.get_rng_state(), state)
@@ -57,17 +58,23 @@ def test_a_seed_decides_weights_images_timesteps_and_dropout(three):
     assert one.derive("dropout") != other.derive("dropout")
 
 
-def test_each_step_draws_anew(three):
+def test_each_task_step_and_purpose_draws_anew(three):
     learner = Learner(tiny(), three)
     drawn = []
-    for _ in range(3):
-        batch = learner.draw(three[0].train.images, 0, "current")
-        drawn += [tuple(batch.t.tolist()), tuple(batch.noise.flatten().tolist()), tuple(batch.x0.flatten().tolist()),
-                  learner.derive("dropout")]
-        learner.update()
+
+    def draw():
+        for purpose in ("current", "replay"):
+            batch = learner.draw(three[0].train.images, 0, purpose)
+            drawn.extend([batch.t.tolist(), batch.noise.tolist(), batch.x0.tolist()])
+        drawn.append(learner.derive("dropout"))
+        drawn.extend(learner.sample(task, 1, 1, 0.0, "samples").tolist() for task in range(2))
+
+    draw()
+    learner.update()
+    draw()
     learner.next_task()
-    drawn += [tuple(learner.draw(three[1].train.images, 1, "current").t.tolist()), learner.derive("dropout")]
-    assert len(set(drawn)) == len(drawn)
+    draw()
+    assert len({str(numbers) for numbers in drawn}) == len(drawn) == 27
 
 
 def test_dropout_acts_in_training_alone(three):
@@ -93,7 +100,8 @@ class Remembering(Method):
 
     def penalty(self, learner):
         if self.state:
-            return self.weight * sum((p - self.state[name]).square().sum() for name, p in learner.net.named_parameters())
+            named = learner.net.named_parameters()
+            return self.weight * sum((p - self.state[name]).square().sum() for name, p in named)
 
 
 def measured(step) -> None:
@@ -116,14 +124,144 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one_bit_for_bit(method, t
     for step in train(run, three):
         measured(step)
     began = []
-    for stop in (5, 3, 5, math.inf):  # of all steps; the first two of these stop before a checkpoint of task 2
-        for number, resumed in enumerate(train(run, three, tmp_path / "run")):
-            began += [resumed.total] if number == 0 else []
+    for stop in (1, 3, 4, 5, 6):  # in task 1; after it; before the checkpoint of task 2; after it; never
+        totals = []
+        for resumed in train(run, three, tmp_path / "run"):
             measured(resumed)
-            if resumed.total == min(stop, began[-1] + 1):
+            totals.append(resumed.total)
+            if resumed.total == stop:
                 break
-        else:
-            break
-    assert began == [1, 3, 5]
+        began.append(totals[0])
+    assert began == [1, 1, 3, 3, 5]
     assert same(weights(resumed.learner), weights(step.learner))
     assert record(resumed.learner) == record(step.learner)
+
+
+def test_methods_share_the_first_task_and_what_was_measured_in_it(three, tmp_path, trained):
+    for step in train(tiny("finetune", steps=2), three, tmp_path / "one"):
+        measured(step)
+    of_first = step.learner.curves[:2]
+    steps = []
+    for step in train(tiny("replay", steps=2), three, tmp_path / "other"):
+        steps.append((step.task, step.step))
+    assert steps == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert step.learner.curves == of_first
+    assert same(weights(step.learner), trained("replay")[-1])
+
+
+def test_another_seed_trains_its_own_first_task(three, tmp_path):
+    for seed in (0, 1):
+        step = next(train(tiny(seed=seed, steps=1), three, tmp_path / str(seed)))
+        assert (step.task, step.step) == (0, 1)
+
+
+def test_checkpoints_hold_nothing_that_only_pickle_can_read(three, tmp_path):
+    for step in train(tiny("replay", steps=1), three, tmp_path / "run"):
+        measured(step)
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert (state["task"], state["step"]) == (1, 1) and state["method"] and state["scores"]
+    (first,) = (tmp_path / "first_task").glob("*.pt")
+    assert torch.load(first, weights_only=True)["task"] == 0
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_not_executed(three, tmp_path):
+    (tmp_path / "run").mkdir()
+    torch.save({"task": Harmful(tmp_path / "harm")}, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        next(train(tiny(), three, tmp_path / "run"))
+    assert not (tmp_path / "harm").exists()
+
+
+# Average, optimiser, precision
+
+
+def test_the_average_restarts_at_each_task_and_follows_the_ramp(three):
+    run = tiny(ema=0.2)  # the ramp is 1/10, 2/11, 3/12, ...: it is cut off from the third step on
+    average = copied(Learner(run, three).net)
+    for step in train(run, three):
+        net = copied(step.learner.net)
+        keep = min(0.2, step.step / (step.step + 9))
+        average = {name: keep * average[name] + (1 - keep) * net[name] for name in net}
+        torch.testing.assert_close(copied(step.learner.ema), average, rtol=1e-5, atol=1e-6)
+        if step.step == run.steps:
+            average = net
+
+
+def test_samples_come_from_the_averaged_network_for_the_task_id_asked_for(three):
+    learner = Learner(tiny(learning_rate=2e-2), three)
+    for _ in range(3):
+        learner.update()
+
+    def drawn(net, task):
+        noise = torch.randn(2, 1, 8, 8, generator=learner.generator("samples 1"))
+        return learner.diffusion.sample(lambda x, t: net(x, t, torch.tensor([task, task])), noise, 2, eta=0.0)
+
+    samples = learner.sample(1, 2, 2, 0.0, "samples")
+    assert torch.equal(samples, drawn(learner.ema, 1))
+    assert not torch.equal(samples, drawn(learner.ema, 0)) and not torch.equal(samples, drawn(learner.net.eval(), 1))
+
+
+def test_the_average_has_neither_dropout_nor_a_graph_of_gradients(three):
+    for step in train(tiny(steps=1), three):
+        assert not step.learner.ema.training and not any(p.requires_grad for p in step.learner.ema.parameters())
+        assert step.learner.net.training
+
+
+def test_the_optimiser_restarts_at_each_task(three):
+    run = tiny(steps=2)
+    for step in train(run, three):
+        states = step.learner.optimizer.state
+        assert len(states) == len(list(step.learner.net.parameters()))
+        assert {int(state["step"]) for state in states.values()} == {step.step}
+
+
+def gradient_norm(learner) -> float:
+    return torch.stack([p.grad.norm() for p in learner.net.parameters()]).norm().item()
+
+
+def test_the_gradient_is_clipped_to_its_largest_norm(three):
+    free, clipped = (Learner(tiny(clip=clip), three) for clip in (1e9, 1e-3))
+    for learner in (free, clipped):
+        learner.update()
+    assert gradient_norm(free) > 0.1
+    assert gradient_norm(clipped) == pytest.approx(1e-3, rel=1e-2)
+    scale = gradient_norm(free) / 1e-3
+    for one, other in zip(free.net.parameters(), clipped.net.parameters()):
+        torch.testing.assert_close(one.grad, other.grad * scale, rtol=1e-2, atol=1e-3)
+
+
+def test_bfloat16_trains_near_float32_and_keeps_float32_weights(three, trained):
+    half, whole = weights_after_tasks(tiny(steps=2, precision="bfloat16"), three)[0], trained("finetune")[0]
+    assert {value.dtype for value in half.values()} == {torch.float32}
+    assert not same(half, whole)
+    difference = math.sqrt(sum((half[name] - whole[name]).square().sum().item() for name in half))
+    start = weights(Learner(tiny(), three))
+    moved = math.sqrt(sum((start[name] - whole[name]).square().sum().item() for name in half))
+    assert difference < 0.5 * moved
+
+
+# Devices
+
+
+def test_auto_takes_the_gpu_where_there_is_one():
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert pick_device("cpu").type == "cpu"
+
+
+def test_an_unknown_device_is_named_with_the_known_ones():
+    with pytest.raises(ValueError, match="'gpu'.*known: auto, cpu, cuda"):
+        pick_device("gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_an_error():
+    with pytest.raises(ValueError, match="no GPU.*expected 'auto' or 'cpu'"):
+        pick_device("cuda")

@@ -3,8 +3,6 @@ import torch
 
 from cldiff.unet import Attention, UNet, timestep_embedding
 
-torch.set_num_threads(1)
-
 
 def small(size: int = 8, **options) -> UNet:
     torch.manual_seed(0)
@@ -65,21 +63,26 @@ def test_attention_is_at_the_resolution_asked_for_and_in_the_middle(attention, e
     assert sorted(found) == expected
 
 
-def test_attention_treats_all_pixels_alike():
-    layer, x = Attention(8), inputs(2, 4)[0].repeat(1, 8, 1, 1) * torch.arange(1, 9).view(8, 1, 1)
+def some_attention() -> Attention:
+    torch.manual_seed(0)
+    layer = Attention(8)
     torch.nn.init.normal_(layer.out.weight)
+    return layer
+
+
+def test_attention_treats_all_pixels_alike():
+    layer, x = some_attention(), torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     shuffle = lambda images: images.flatten(2)[:, :, order].view_as(images)  # noqa: E731
     assert torch.allclose(layer(shuffle(x), None), shuffle(layer(x, None)), atol=1e-5)
 
 
 def test_attention_carries_what_is_seen_at_one_pixel_to_all():
-    layer, x = Attention(8), torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    torch.nn.init.normal_(layer.out.weight)
-    torch.nn.init.normal_(layer.qkv.weight)
-    reached = torch.autograd.functional.jacobian(lambda y: layer(y, None).sum(1).flatten(), x).abs().sum(2)
-    assert reached.shape[1] == 16 or (reached.sum(1) > 0).all()
-    assert (torch.autograd.grad(layer(x.requires_grad_(), None)[0, :, 0, 0].sum(), x)[0].abs().sum(1) > 1e-7).all()
+    layer, x = some_attention(), torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
+    layer.norm = torch.nn.Identity()  # it would carry something, too
+    changed = x.clone()
+    changed[:, :4, 3, 3] += 1
+    assert ((layer(changed, None) - layer(x, None)).abs().sum(1) > 1e-5).all()
 
 
 def test_size_of_the_cifar10_net_is_that_of_ho_et_al():

@@ -11,5 +11,3 @@ METHODS: dict[str, type[Method]] = {
     "replay": Replay,
     "generative": GenerativeReplay,
 }
-
-__all__ = ["METHODS", "Batch", "Method"]

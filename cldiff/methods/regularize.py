@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
 from .base import Method
 
@@ -19,10 +20,9 @@ class L2(Method):
     weight = 1.0
 
     def start_task(self, learner: Learner) -> None:
-        self.state = {name: p.detach().clone() for name, p in learner.net.named_parameters()}
+        self.state = {"anchor": parameters_to_vector(learner.net.parameters()).detach()}
 
     def penalty(self, learner: Learner) -> Tensor | None:
         if not self.state or self.weight == 0:
             return None
-        distance = sum((p - self.state[name]).square().sum() for name, p in learner.net.named_parameters())
-        return self.weight * distance
+        return self.weight * (parameters_to_vector(learner.net.parameters()) - self.state["anchor"]).square().sum()

@@ -1,0 +1,269 @@
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import LENET_EPOCHS, same, tiny, weights, with_noise_held_out
+
+from cldiff import features, metrics
+from cldiff.measure import SHOWN, Measurer
+from cldiff.methods.replay import buffer
+from cldiff.plots import load_samples
+from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, load_curves, load_scores
+from cldiff.tasks import to_uint8
+from cldiff.train import Learner, Step, train
+
+TRIANGLE = [(after, task) for after in (1, 2, 3) for task in range(1, after + 1)]
+# What the stand-in for LeNet's classifier says of 16 samples: 1 falls into task 1, 2 into task 2, 4 into task 3.
+CLASSES = torch.tensor([0] + [2] * 2 + [5] * 4 + [9] * 9)
+
+
+@pytest.fixture(scope="module")
+def finished(three, lenet_cache, tmp_path_factory):
+    """A run that was measured and saved; and what it was measured from, noted apart after each task."""
+    run, classified, drawn, bounds = tiny("replay"), [], [], []
+    folder = tmp_path_factory.mktemp("results") / run.name
+    measure = Measurer(run, three, lenet_cache)
+    extract = measure.lenet.extract
+    measure.lenet = measure.lenet._replace(
+        extract=lambda images: (extract(images)[0], classified.append(images) or CLASSES))
+    state = torch.manual_seed(11).get_state()
+    for step in train(run, three, folder):
+        measure(step)
+        learner = step.learner
+        if step.step == run.steps:
+            for task in range(step.task + 1):
+                images, noise = three[task].test.images[:8], learner.generator(f"bound {task}")
+                drawn.append(to_uint8(learner.sample(task, run.samples, run.sample_steps, run.eta, "samples")))
+                bounds.append(metrics.bits_per_dim(learner.diffusion, learner.model(task), images, 4, noise))
+    undisturbed = torch.equal(torch.get_rng_state(), state)
+    had_checkpoint, order, replace = (folder / "checkpoint.pt").exists(), [], os.replace
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", lambda old, new: order.append(os.path.basename(new)) or replace(old, new))
+        measure.save(folder, learner)
+    return SimpleNamespace(run=run, folder=folder, measure=measure, learner=learner, undisturbed=undisturbed,
+                           had_checkpoint=had_checkpoint, order=order, classified=classified, drawn=drawn,
+                           bounds=bounds, scores=pd.DataFrame(learner.scores), curves=pd.DataFrame(learner.curves))
+
+
+def test_measuring_does_not_change_training(finished, trained):
+    assert same(weights(finished.learner), trained("replay", steps=4)[-1])
+
+
+def test_measuring_leaves_the_global_generator_as_it_was(finished):
+    assert finished.undisturbed
+
+
+# Curves
+
+
+def test_the_curves_have_a_point_every_so_many_steps_and_at_the_end_of_each_task(finished):
+    points = finished.curves[["step", "task", "eval_task"]].drop_duplicates()
+    assert points.values.tolist() == [[2, 1, 1], [4, 1, 1], [6, 2, 1], [8, 2, 1], [10, 3, 1], [12, 3, 1]]
+
+
+def test_each_point_has_the_whole_grid_of_timesteps_for_both_splits_and_one_bound(finished):
+    grid = finished.run.curve_timesteps
+    assert len(grid) >= 20 and {50, 700} <= set(grid)
+    for _, point in finished.curves.groupby("step"):
+        losses, bound = point[point.loss.notna()], point[point.loss.isna()]
+        assert {split: rows.timestep.tolist() for split, rows in losses.groupby("split")} \
+            == {"validation": grid, "buffer": grid}
+        assert losses.bpd.isna().all() and np.isfinite(losses.loss).all()
+        assert bound.split.tolist() == ["validation"] and bound.timestep.isna().all() and np.isfinite(bound.bpd).all()
+
+
+def test_each_point_has_the_same_images_of_task_1_and_the_same_noise_under_the_average(finished, three, monkeypatch):
+    calls = []
+
+    def losses(diffusion, model, images, timesteps, generator):
+        calls.append((images, generator.initial_seed(), model(x, t)))
+        return [0.0] * len(timesteps)
+
+    def bound(diffusion, model, images, terms, generator):
+        calls.append((images, generator.initial_seed(), model(x, t)))
+        return 0.0
+
+    monkeypatch.setattr(metrics, "losses_by_timestep", losses)
+    monkeypatch.setattr(metrics, "bits_per_dim", bound)
+    x, t = torch.ones(1, 1, 8, 8), torch.tensor([9])
+    learner = Learner(tiny(steps=6, curve_every=2, learning_rate=2e-2), three)
+    expected = [three[0].validation.images[:8], buffer(learner, 0).images, three[0].validation.images[:8]]
+    noise = []
+    for task in (0, 1):
+        for _ in range(2):
+            loss = learner.update()
+        finished.measure(Step(task, 2, loss, learner))
+        assert len(calls) == 3
+        for (images, seed, guess), wanted in zip(calls, expected):
+            assert torch.equal(images, wanted)
+            assert torch.equal(guess, learner.ema(x, t, torch.tensor([0])))
+            assert not torch.equal(guess, learner.net(x, t, torch.tensor([0])))
+        noise.append([seed for _, seed, _ in calls])
+        calls.clear()
+        learner.next_task()
+    assert noise[0] == noise[1]
+
+
+# Scores
+
+
+@pytest.mark.parametrize("metric, splits", [
+    ("fid", {"train", "test"}), ("accuracy", {None}), ("taken_for_current", {None}), ("bpd", {"test"})])
+def test_each_score_fills_the_lower_triangle_once(metric, splits, finished):
+    rows = finished.scores[finished.scores.metric == metric]
+    assert set(rows.split.astype(object).where(rows.split.notna(), None)) == splits
+    for split in splits:
+        part = rows[rows.split.isna() if split is None else rows.split == split]
+        assert sorted(zip(part.after_task, part.eval_task)) == TRIANGLE
+
+
+def values(finished, metric, split=None) -> list[float]:
+    """In the order of TRIANGLE."""
+    scores = finished.scores
+    rows = scores[(scores.metric == metric) & (scores.split.isna() if split is None else scores.split == split)]
+    return rows.sort_values(["after_task", "eval_task"]).value.tolist()
+
+
+@pytest.mark.parametrize("split", ("train", "test"))
+def test_fid_compares_samples_for_a_task_with_the_images_of_that_task(split, finished, three):
+    extract = lambda images: finished.measure.lenet.extract(images)[0]  # noqa: E731
+    by_hand = [metrics.fid(extract(samples), extract(getattr(task, split).images))
+               for samples, task in zip(finished.drawn[-3:], three)]  # the last row
+    assert values(finished, "fid", split)[-3:] == by_hand and len(set(by_hand)) == 3
+
+
+def test_fid_is_the_distance_of_two_gaussians(finished, three):
+    x = finished.measure.lenet.extract(finished.drawn[-1])[0].double().numpy()
+    y = finished.measure.lenet.extract(three[2].train.images)[0].double().numpy()
+    covariances = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    root = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(min=0)).sum()
+    by_hand = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * root
+    assert values(finished, "fid", "train")[-1] == pytest.approx(by_hand, rel=1e-3)
+
+
+def test_accuracy_counts_the_classes_of_the_evaluated_or_of_the_current_task(finished):
+    share = {1: 1 / 16, 2: 2 / 16, 3: 4 / 16}
+    assert values(finished, "accuracy") == [share[task] for _, task in TRIANGLE]
+    assert values(finished, "taken_for_current") == [share[after] for after, _ in TRIANGLE]
+    assert all(map(torch.equal, finished.classified, finished.drawn))
+
+
+def test_the_bound_is_that_of_test_images_of_the_evaluated_task(finished):
+    assert values(finished, "bpd", "test") == finished.bounds
+    assert len(set(finished.bounds)) == len(TRIANGLE)
+
+
+def test_scores_say_what_they_rest_on(finished):
+    bound = finished.scores.metric == "bpd"
+    drawn, bound = finished.scores[~bound], finished.scores[bound]
+    assert set(drawn.extractor) == {"lenet"} and set(drawn.n) == {16} and set(drawn.sampler) == {"ddim2"}
+    assert bound.extractor.isna().all() and set(bound.n) == {8} and set(bound.sampler) == {"terms4"}
+
+
+def test_the_first_samples_for_each_task_are_kept(finished):
+    kept = [images for after in finished.learner.samples for images in after]
+    assert [len(after) for after in finished.learner.samples] == [1, 2, 3]
+    assert all(torch.equal(images, drawn[:SHOWN]) for images, drawn in zip(kept, finished.drawn))
+
+
+# The folder of a finished run
+
+
+def test_every_file_is_written_and_the_result_last(finished):
+    assert sorted(finished.order) == sorted(FILES) and finished.order[-1] == "result.json"
+    assert {path.name for path in finished.folder.iterdir()} == set(FILES)
+
+
+def test_the_checkpoint_is_removed_and_the_first_task_kept(finished):
+    assert finished.had_checkpoint and not (finished.folder / "checkpoint.pt").exists()
+    assert list((finished.folder.parent / "first_task").glob("*.pt"))
+
+
+def test_a_finished_run_is_not_overwritten(finished):
+    before = [(finished.folder / name).read_bytes() for name in FILES]
+    with pytest.raises(ResultError, match="finished run"):
+        finished.measure.save(finished.folder, finished.learner)
+    assert [(finished.folder / name).read_bytes() for name in FILES] == before
+
+
+def test_the_result_names_extractor_and_times(finished):
+    result = json.loads((finished.folder / "result.json").read_text())
+    assert result["sha256"]["lenet"] == finished.measure.lenet.sha256
+    assert result["seconds"]["train"] > 0 and result["seconds"]["measure"] > 0
+
+
+def same_rows(table, written, columns) -> None:
+    one, other = (rows[list(columns)].reset_index(drop=True).convert_dtypes() for rows in (table, written))
+    pd.testing.assert_frame_equal(one, other, check_dtype=False, rtol=1e-12)
+
+
+def test_scores_and_floors_are_read_back(finished, three):
+    table = load_scores(finished.folder.parent, "digits")
+    assert {*COLUMNS, "run", "dataset", "method", "weight", "seed", "label"} == set(table.columns)
+    floors = table.metric == "fid_floor"
+    same_rows(table[~floors], finished.scores, COLUMNS)
+    assert table[floors].eval_task.tolist() == [1, 2, 3] and set(table[floors].n) == {16}
+    real = [finished.measure.lenet.extract(task.train.images)[0] for task in three]
+    assert table[floors].value.tolist() == pytest.approx([metrics.fid_floor(features, 16) for features in real])
+
+
+def test_curves_are_read_back(finished):
+    table = load_curves(finished.folder.parent, "digits")
+    assert {*CURVES, "run", "dataset", "method", "weight", "seed", "label"} == set(table.columns)
+    same_rows(table, finished.curves, CURVES)
+
+
+def test_the_picture_is_cut_up_into_the_samples(finished):
+    pictures = load_samples(finished.folder, tasks=3)
+    assert pictures.shape == (3, 3, SHOWN, 8, 8)
+    for after, samples in enumerate(finished.learner.samples):
+        assert (pictures[after, : after + 1] == samples[:, :, 0].numpy()).all()
+        assert (pictures[after, after + 1:] == 255).all()
+
+
+# LeNet
+
+
+def no_training(*_):
+    raise AssertionError("trained again")
+
+
+def test_lenet_is_trained_once(three, lenet_cache, finished, monkeypatch):
+    monkeypatch.setattr(features, "train_lenet", no_training)
+    assert features.load_lenet("digits", three, lenet_cache).sha256 == finished.measure.lenet.sha256
+
+
+def test_lenet_depends_on_training_images_alone(three, lenet_cache, tmp_path, monkeypatch):
+    monkeypatch.setitem(features.EPOCHS, "digits", LENET_EPOCHS)
+    state = torch.manual_seed(7).get_state()
+    net = features.train_lenet("digits", with_noise_held_out(three))
+    assert torch.equal(torch.get_rng_state(), state)
+    cached = torch.load(next(lenet_cache.glob("*.pt")), weights_only=True)
+    assert same(net.state_dict(), cached["net"])
+
+
+def test_lenet_tells_the_digits_apart_without_dropout(three, lenet_cache):
+    lenet = features.load_lenet("digits", three, lenet_cache)
+    images, labels = (torch.cat([getattr(task.test, name) for task in three]) for name in ("images", "labels"))
+    found, classes = lenet.extract(images)
+    assert lenet.accuracy == pytest.approx((classes == labels).double().mean().item())
+    assert lenet.accuracy > 0.6  # after the three epochs of these tests
+    assert found.shape == (len(images), 84)
+    assert torch.equal(found, lenet.extract(images)[0])
+    assert torch.equal(torch.cat(lenet.real["test"]), found)
+
+
+@pytest.mark.parametrize("damage", (lambda data: b"", lambda data: data[:-100], lambda data: b"no weights" + data))
+def test_a_damaged_lenet_is_named(damage, three, lenet_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "train_lenet", no_training)
+    shutil.copytree(lenet_cache, tmp_path / "cache")
+    (path,) = (tmp_path / "cache").glob("*.pt")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RuntimeError) as error:
+        features.load_lenet("digits", three, tmp_path / "cache")
+    assert str(path) in str(error.value) and "delete it" in str(error.value)
