@@ -11,7 +11,7 @@ BIN := $(abspath $(VENV))/bin
 PLAN := results/$(PROFILE)
 
 # The cores are shared out between the runs that go on at the same time.
-export OMP_NUM_THREADS := $(shell n=$$(( $(CORES) / $(JOBS) )); echo $$(( n > 0 ? n : 1 )))
+export OMP_NUM_THREADS := $(shell [ "$(JOBS)" -ge 1 ] 2>/dev/null && [ "$(JOBS)" -le $(CORES) ] && echo $$(( $(CORES) / $(JOBS) )) || echo 1)
 export SOURCE_DATE_EPOCH := 1704067200
 export PYTHONUTF8 := 1
 
@@ -46,6 +46,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 paper: setup
+	@[ "$(JOBS)" -ge 1 ] 2>/dev/null || { echo 'error: JOBS=$(JOBS): expected an integer of at least 1' >&2; exit 1; }
 	@$(BIN)/python -m cldiff.grid $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --plan
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
 

@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="repetitions of each run (default 1)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--plan", action="store_true", help="move results away that cannot be read, and write make's plan")
+    parser.error = lambda message: sys.exit(f"error: {message}")  # one line, without the usage
     words = parser.parse_args()
     from .train import pick_device
     try:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -165,6 +166,9 @@ def train(run: Run, tasks: list[Task], folder: Path | str | None = None,
     run that finds one continues from there, to the same result bit for bit. The state after the first task is kept
     beside the run folders for all methods to share. Without a folder nothing is kept.
     """
+    if run.deterministic:  # for this process, as torch has it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     learner = Learner(run, tasks, device)
     if folder is not None:
         checkpoint = Path(folder) / "checkpoint.pt"

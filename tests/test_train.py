@@ -265,3 +265,11 @@ def test_an_unknown_device_is_named_with_the_known_ones():
 def test_a_missing_gpu_is_an_error():
     with pytest.raises(ValueError, match="no GPU.*expected 'auto' or 'cpu'"):
         pick_device("cuda")
+
+
+def test_deterministic_switches_torch_to_algorithms_that_repeat(three, monkeypatch):
+    switched = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", switched.append)
+    for deterministic in (False, True):
+        next(train(tiny(deterministic=deterministic), three))
+        assert switched == [True] * deterministic
