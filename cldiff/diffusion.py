@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+VARIANCES = ("fixedlarge", "fixedsmall")  # of the reverse process: beta_t, or the posterior's
 Model = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t int64 (B,)) -> predicted noise (B, C, H, W)
 
 
@@ -19,8 +20,8 @@ class Diffusion:
     def __init__(self, timesteps: int = 1000, variance: str = "fixedlarge", device: str | torch.device = "cpu"):
         if timesteps < 2:
             raise ValueError(f"timesteps={timesteps}: expected at least 2")
-        if variance not in ("fixedlarge", "fixedsmall"):
-            raise ValueError(f"unknown variance {variance!r}; known: fixedlarge, fixedsmall")
+        if variance not in VARIANCES:
+            raise ValueError(f"unknown variance {variance!r}; known: {', '.join(VARIANCES)}")
         self.timesteps, self.variance, self.device = timesteps, variance, torch.device(device)
         # The ends of the schedule scale with 1 / T, as in improved-diffusion: fewer timesteps still end in pure noise.
         beta = torch.linspace(0.1 / timesteps, 20 / timesteps, timesteps, dtype=torch.float64).clamp(max=0.999)
@@ -29,8 +30,13 @@ class Diffusion:
         self.alpha_bar_before = torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])  # alpha_bar of t - 1
         self.posterior_variance = self.beta * (1 - self.alpha_bar_before) / (1 - self.alpha_bar)  # eq. 7; 0 at t = 0
         # The last step has no posterior variance of its own; both choices take that of t = 1 there, as Ho et al. do.
-        reverse = self.beta if variance == "fixedlarge" else self.posterior_variance
-        self.reverse_variance = torch.cat([self.posterior_variance[1:2], reverse[1:]])
+        self.reverse_variances = {name: torch.cat([self.posterior_variance[1:2], table[1:]]) for name, table in
+                                  (("fixedlarge", self.beta), ("fixedsmall", self.posterior_variance))}
+
+    @property
+    def reverse_variance(self) -> Tensor:
+        """(T,)"""
+        return self.reverse_variances[self.variance]
 
     def noised(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """A draw from q(x_t | x_0), eq. 4: x0 and noise (B, C, H, W), t (B,)."""
@@ -87,19 +93,27 @@ class Diffusion:
         of its stratum, and vlb is 0 elsewhere: every column keeps its expectation. The noise is one draw for each
         term, from `generator` alone. `batch_size` timesteps are stacked in one call of the model.
         """
+        return self.bounds(model, x0, [(self.variance, clip)], generator, terms, batch_size)[0]
+
+    @torch.no_grad()
+    def bounds(self, model: Model, x0: Tensor, choices: list[tuple[str, bool]], generator: torch.Generator | None = None,
+               terms: int | None = None, batch_size: int = 512) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """bits_per_dim for each (variance, clip) of `choices`, all from the same predictions of the model."""
         low, size = self._strata(self.timesteps if terms is None else terms)  # (K,), (K,)
         uniform = torch.rand(len(x0), len(low), generator=generator, device=x0.device, dtype=torch.float64)
         t = (low + (uniform * size).long().clamp(max=size - 1)).flatten()  # (B * K,)
         image = torch.arange(len(x0), device=x0.device).repeat_interleave(len(low))
-        vlb = torch.zeros(len(x0), self.timesteps, dtype=torch.float64, device=x0.device)
+        vlbs = [torch.zeros(len(x0), self.timesteps, dtype=torch.float64, device=x0.device) for _ in choices]
         for i, s, weight in zip(image.split(batch_size), t.split(batch_size),
                                 size.repeat(len(x0)).split(batch_size)):
             noise = torch.randn(x0[i].shape, generator=generator, device=x0.device, dtype=x0.dtype)
             x_t = self.noised(x0[i], s, noise)
-            vlb[i, s] = weight * self._term(x0[i], x_t, s, model(x_t, s).to(x0.dtype), clip)
+            guess = model(x_t, s).to(x0.dtype)
+            for vlb, (variance, clip) in zip(vlbs, choices):
+                vlb[i, s] = weight * self._term(x0[i], x_t, s, guess, self.reverse_variances[variance], clip)
         a = self.alpha_bar[-1]
         prior = 0.5 * (a * x0.double().square() - a - (1 - a).log()).flatten(1).mean(1) / math.log(2)
-        return prior + vlb.sum(1), prior, vlb
+        return [(prior + vlb.sum(1), prior, vlb) for vlb in vlbs]
 
     def _strata(self, terms: int) -> tuple[Tensor, Tensor]:
         """First timestep and size of each stratum: single timesteps first, where most of the bound lies, then wider
@@ -112,13 +126,13 @@ class Diffusion:
         starts = torch.cat([ends.new_zeros(1), ends[:-1]])
         return starts, ends - starts
 
-    def _term(self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, clip: bool) -> Tensor:
+    def _term(self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, reverse: Tensor, clip: bool) -> Tensor:
         """L_t of eq. 5 in bits per dimension, (B,): the likelihood of the pixels at t = 0, a KL divergence elsewhere."""
         x0, x_t = x0.double(), x_t.double()
         guess = self.denoised(x_t, t, noise.double(), clip)
         wide = lambda table: table[t].view(-1, 1, 1, 1)  # noqa: E731
         a, b, beta = wide(self.alpha_bar), wide(self.alpha_bar_before), wide(self.beta)
-        reverse = wide(self.reverse_variance)
+        reverse = wide(reverse)
         to_x0, to_x_t = b.sqrt() * beta / (1 - a), (1 - beta).sqrt() * (1 - b) / (1 - a)  # eq. 7
         mean = to_x0 * guess + to_x_t * x_t
         ratio = wide(self.posterior_variance).clamp(min=1e-300) / reverse

@@ -1,9 +1,11 @@
-"""Feature extractors: what FID compares, and what task accuracy asks."""
+"""Feature extractors: what FID compares, and what task accuracy asks. `python -m cldiff.features DATASET` trains a LeNet."""
 
 import hashlib
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -11,11 +13,24 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from .runs import PROTOCOL, write_atomically
-from .tasks import Split, Task, to_model
+from .runs import file_sha256, write_atomically
+from .tasks import Split, Task, load_tasks, to_model
 
-EPOCHS = {"digits": 30, "mnist": 6, "fashion_mnist": 8}
+LENETS = Path(__file__).parent / "lenet"  # trained once and kept with the package: numbers of two machines compare
+EPOCHS = 8
 BATCH = 64
+INCEPTION = "inception-2015-12-05.pt"  # NVIDIA's TorchScript of the original network, as clean-fid loads it
+
+
+class FeatureError(RuntimeError):
+    """An extractor that cannot be had; the message says which file is missing and where it goes."""
+
+
+class Extractor(NamedTuple):
+    name: str  # as in the column `extractor` of scores.csv
+    sha256: str  # of the file of its weights
+    accuracy: float | None  # of its classifier on the data set's test images
+    extract: Callable[[Tensor], tuple[Tensor, Tensor | None]]  # uint8 (N, C, H, W) -> features (N, F), classes (N,)
 
 
 class LeNet(nn.Module):
@@ -37,39 +52,41 @@ class LeNet(nn.Module):
         return self.last(self.dropout(self.features(x)))
 
 
-class Extractor(NamedTuple):
-    name: str  # as in the column `extractor` of scores.csv
-    sha256: str  # of its weights
-    accuracy: float  # of its classifier on the data set's test images
-    real: dict[str, list[Tensor]]  # features of the "train" and "test" images of each task, (N, F)
-    extract: Callable[[Tensor], tuple[Tensor, Tensor]]  # uint8 (N, C, H, W) -> features (N, F), classes int64 (N,)
-
-
-def load_lenet(dataset: str, tasks: list[Task], cache: str | Path, device: str | torch.device = "cpu") -> Extractor:
-    """LeNet trained on all training images of the data set: from `cache`, or trained now and kept there."""
-    path = Path(cache) / f"lenet-{dataset}-{PROTOCOL}.pt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # runs that start together: one trains it, the others wait
-        if not path.exists():
-            save_lenet(train_lenet(dataset, tasks, device), tasks, path)
-    net = LeNet(tasks[0].train.images.shape[-1], tasks[0].train.images.shape[1])
+def load_lenet(dataset: str, device: str | torch.device = "cpu", folder: Path = LENETS) -> Extractor:
+    """The LeNet of a data set, 84 features. Raises FeatureError if its file is missing or damaged."""
+    path = folder / f"{dataset}.pt"
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        net = LeNet(saved["size"], saved["colours"])
         net.load_state_dict(saved["net"])
-        weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
-        return Extractor("lenet", hashlib.sha256(weights).hexdigest(), saved["accuracy"], saved["real"],
-                         partial(extract, net.to(device).eval()))
+        return Extractor("lenet", file_sha256(path), saved["accuracy"], partial(extract, net.to(device).eval()))
+    except FileNotFoundError:
+        raise FeatureError(f"{path} is missing: `python -m cldiff.features {dataset}` trains it") from None
     except Exception as error:
-        raise RuntimeError(f"{path} is damaged ({type(error).__name__}): delete it, it is trained again") from None
+        raise FeatureError(f"{path} is damaged ({type(error).__name__}): `git checkout` it, "
+                           f"or train it again with `python -m cldiff.features {dataset}`") from None
 
 
-def save_lenet(net: LeNet, tasks: list[Task], path: Path) -> None:
-    """Keeps a trained LeNet, with its accuracy and the features of all real images, which every run needs."""
-    real = {split: [extract(net.eval(), getattr(task, split).images) for task in tasks] for split in ("train", "test")}
-    right = torch.cat([classes == task.test.labels for task, (_, classes) in zip(tasks, real["test"])])
-    saved = {"net": net.state_dict(), "accuracy": right.double().mean().item(),
-             "real": {split: [features for features, _ in parts] for split, parts in real.items()}}
-    write_atomically(path, lambda temporary: torch.save(saved, temporary))
+def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Extractor:
+    """Inception v3's 2,048 features of images resized by clean-fid (Parmar et al. 2022), from weights in the folder
+    `cache`, downloaded where they are missing. Raises FeatureError if they cannot be had."""
+    from cleanfid.downloads_helper import check_download_inception
+    from cleanfid.inception_torchscript import InceptionV3W
+    path = Path(cache) / INCEPTION
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")), TemporaryDirectory(dir=cache) as unfinished:
+            if not path.exists():
+                check_download_inception(unfinished)
+                (Path(unfinished) / INCEPTION).replace(path)
+    except OSError as error:
+        raise FeatureError(f"no Inception features: {path} is missing and its download failed ({type(error).__name__}); "
+                           f"put NVIDIA's {INCEPTION} there") from None
+    try:
+        net = InceptionV3W(str(cache), download=False).to(device).eval()
+    except RuntimeError:
+        raise FeatureError(f"no Inception features: {path} is damaged; delete it, it is downloaded again") from None
+    return Extractor("inception", file_sha256(path), None, lambda images: (inception_features(net, images), None))
 
 
 @torch.inference_mode()
@@ -80,17 +97,49 @@ def extract(net: LeNet, images: Tensor) -> tuple[Tensor, Tensor]:
     return features.cpu(), net.last(features).argmax(1).cpu()
 
 
-def train_lenet(dataset: str, tasks: list[Task], device: str | torch.device = "cpu") -> LeNet:
+@torch.inference_mode()
+def inception_features(net: nn.Module, images: Tensor, batch_size: int = 100) -> Tensor:
+    """(N, 2048) of grey images uint8 (N, 1, H, W), on the CPU."""
+    from cleanfid.resize import build_resizer
+    resize, device, features = build_resizer("clean"), next(net.parameters()).device, []
+    for part in images.split(batch_size):
+        # clean-fid resizes the channels of a picture one by one: three grey images travel as one picture.
+        planes = F.pad(part[:, 0], (0, 0, 0, 0, 0, -len(part) % 3)).unflatten(0, (-1, 3)).permute(0, 2, 3, 1)
+        large = torch.cat([torch.from_numpy(resize(picture)).permute(2, 0, 1) for picture in planes.numpy()])
+        features.append(net(large[: len(part), None].expand(-1, 3, -1, -1).to(device)).float().cpu())
+    return torch.cat(features)
+
+
+def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) -> dict[str, list[Tensor]]:
+    """Features (N, F) of the real images of each task, by split; those of Inception are kept in `cache`."""
+    def compute() -> dict[str, list[Tensor]]:
+        return {split: [extractor.extract(getattr(task, split).images)[0] for task in tasks]
+                for split in ("train", "validation", "test")}
+
+    if extractor.name == "lenet":
+        return compute()
+    images = hashlib.sha256(b"".join(task.train.images.numpy().tobytes() for task in tasks)).hexdigest()
+    path = Path(cache) / f"features-{extractor.name}-{extractor.sha256[:8]}-{images[:8]}.pt"
+    with FileLock(path.with_suffix(".lock")):  # runs that start together: one computes them, the others wait
+        if not path.exists():
+            write_atomically(path, partial(torch.save, compute()))
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception as error:
+            raise FeatureError(f"{path} is damaged ({type(error).__name__}): delete it, it is made again") from None
+
+
+def train_lenet(tasks: list[Task], epochs: int = EPOCHS, device: str | torch.device = "cpu") -> LeNet:
     """Adam with a one-cycle learning rate on the training splits; epochs fixed, nothing chosen on test images."""
     train = Split(torch.cat([task.train.images for task in tasks]).to(device),
                   torch.cat([task.train.labels for task in tasks]).to(device))
     with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(0)
         net = LeNet(train.images.shape[-1], train.images.shape[1]).to(device).train()
-        steps = EPOCHS[dataset] * (len(train) // BATCH)
+        steps = epochs * (len(train) // BATCH)
         optimizer = torch.optim.Adam(net.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
-        for _ in range(EPOCHS[dataset]):
+        for _ in range(epochs):
             order = torch.randperm(len(train), device=device)
             for index in order[: len(train) // BATCH * BATCH].split(BATCH):
                 part = train[index]
@@ -98,4 +147,29 @@ def train_lenet(dataset: str, tasks: list[Task], device: str | torch.device = "c
                 F.cross_entropy(net(to_model(part.images)), part.labels).backward()
                 optimizer.step()
                 schedule.step()
-    return net
+    return net.eval()
+
+
+def save_lenet(net: LeNet, tasks: list[Task], path: Path) -> float:
+    """Keeps a trained LeNet with its accuracy on the test images, which it returns."""
+    right = torch.cat([extract(net, task.test.images)[1] == task.test.labels for task in tasks])
+    accuracy = right.double().mean().item()
+    saved = {"net": {name: value.cpu() for name, value in net.state_dict().items()}, "accuracy": accuracy,
+             "size": tasks[0].test.images.shape[-1], "colours": tasks[0].test.images.shape[1]}
+    write_atomically(path, partial(torch.save, saved))
+    return accuracy
+
+
+def main() -> None:
+    try:
+        (dataset,) = sys.argv[1:]
+        tasks = load_tasks(dataset)
+        epochs = 30 if dataset == "digits" else EPOCHS  # digits: 1,300 images
+        accuracy = save_lenet(train_lenet(tasks, epochs), tasks, LENETS / f"{dataset}.pt")
+        print(f"{LENETS / dataset}.pt: {accuracy:.2%} of the test images right")
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,30 +17,42 @@ ROWS = (
     ("replay", 0.01),
     ("generative", 1.0),
 )
+# The rows of a sweep: what a method's weight does, looked at on validation images.
+SWEEP = tuple((method, weight) for method in ("l2", "replay") for weight in (0.0, 0.001, 0.01, 0.1, 1.0, 10.0))
 TABLES = {"mnist": "table_1", "fashion_mnist": "table_2", "digits": "table_1"}
-FIGURES = ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "findings")
+FIGURES = ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "figure_samples", "table_protocols", "findings")
 
 
 @dataclass(frozen=True)
 class Profile:
     datasets: tuple[str, ...]
-    l2: float  # the weight of L2, chosen on validation images
     settings: dict = field(default_factory=dict)  # what differs from Run's defaults
+    rows: tuple[tuple[str, float | None], ...] = ROWS
+    sweep: str | None = None  # the profile that chose the weight of L2; None: the method's default
 
 
 _DIGITS = dict(channels=16, dropout=0.0, multipliers=[1, 2], blocks=1, attention=4, buffer=20, early=50, late=300)
+_DIGITS_LONG = dict(_DIGITS, steps=200, batch=32, learning_rate=4e-3, pool=200, pool_steps=10, samples=256,
+                    sample_steps=10, bound_terms=20, curve_every=40)
+_SMALL = dict(channels=32, steps=2_000, learning_rate=5e-4, samples=1_000, pool=1_000, pool_steps=25, sample_steps=25,
+              bound_terms=50, bound_images=500, curve_every=100)
 PROFILES = {
-    "smoke": Profile(("digits",), 1.0, dict(
+    "smoke": Profile(("digits",), dict(
         _DIGITS, steps=4, batch=8, channels=8, pool=8, pool_steps=2, samples=16, sample_steps=2, bound_terms=4,
         bound_images=8, curve_every=2, curve_images=8)),
-    "digits": Profile(("digits",), 1.0, dict(
-        _DIGITS, steps=200, batch=32, learning_rate=4e-3, pool=200, pool_steps=10, samples=256, sample_steps=10,
-        bound_terms=20, curve_every=40)),
-    "small": Profile(("mnist", "fashion_mnist"), 1.0, dict(
-        channels=32, steps=2_000, learning_rate=5e-4, samples=1_000, pool=1_000, pool_steps=25, sample_steps=25,
-        bound_terms=50, bound_images=500, curve_every=100)),
-    "paper": Profile(("mnist", "fashion_mnist"), 1.0, dict(channels=64, precision="bfloat16")),
+    "digits": Profile(("digits",), _DIGITS_LONG, sweep="digits-sweep"),
+    "small": Profile(("mnist", "fashion_mnist"), _SMALL, sweep="small-sweep"),
+    "paper": Profile(("mnist", "fashion_mnist"), dict(channels=64, precision="bfloat16", inception=True),
+                     sweep="small-sweep"),
+    "digits-sweep": Profile(("digits",), _DIGITS_LONG, rows=SWEEP),
+    "small-sweep": Profile(("mnist", "fashion_mnist"), _SMALL, rows=SWEEP),
 }
+
+
+def chosen(sweep: str | None, dataset: str) -> dict[str, float]:
+    """The weight of each method that a finished sweep chose, by the rule in sweep.ipynb; {} where there is none yet."""
+    path = Path(__file__).parents[1] / "figures" / str(sweep) / f"chosen-{dataset}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def runs(profile: str, seeds: int = 1) -> list[Run]:
@@ -50,21 +62,24 @@ def runs(profile: str, seeds: int = 1) -> list[Run]:
     if seeds < 1:
         raise ValueError(f"seeds={seeds}: expected at least 1")
     p = PROFILES[profile]
-    return [Run(dataset=dataset, method=method, weight=p.l2 if method == "l2" else weight, seed=seed, **p.settings)
-            for dataset in p.datasets for seed in range(seeds) for method, weight in ROWS]
+    return [Run(dataset=dataset, method=method, weight=chosen(p.sweep, dataset).get(method) if weight is None else weight,
+                seed=seed, **p.settings)
+            for dataset in p.datasets for seed in range(seeds) for method, weight in p.rows]
 
 
 def jobs(profile: str, seeds: int = 1, device: str = "auto") -> dict[str, dict]:
-    """What each target of make is made from: {target: {notebook, output, parameters}}, runs first."""
+    """What each target of make is made from: {target: {notebook, output, parameters}}, runs first, the long ones of them
+    (replay, the last rows) before the short ones, so that no core waits at the end."""
     found = {}
-    for run in runs(profile, seeds):
+    for run in reversed(runs(profile, seeds)):
         folder = f"results/{profile}/{run.name}"
         found[f"{folder}/result.json"] = {
             "notebook": "notebooks/run.ipynb", "output": f"{folder}/run.ipynb",
             "parameters": {**dataclasses.asdict(run), "results": f"../results/{profile}", "device": device}}
     for number, dataset in enumerate(PROFILES[profile].datasets):
-        for name in (TABLES[dataset], *FIGURES):
-            target = f"figures/{profile}/{name}{f'-{dataset}' if number and name in FIGURES else ''}.ipynb"
+        table = TABLES[dataset]
+        for name in (table, *FIGURES) if PROFILES[profile].rows is ROWS else ("sweep",):
+            target = f"figures/{profile}/{name}{f'-{dataset}' if number and name != table else ''}.ipynb"
             found[target] = {
                 "notebook": f"notebooks/{name}.ipynb", "output": target,
                 "parameters": {"dataset": dataset, "results": f"../results/{profile}", "figures": f"../figures/{profile}"}}

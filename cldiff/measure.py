@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from . import metrics
-from .features import load_lenet
+from .features import FeatureError, load_inception, load_lenet, real_features
 from .methods.replay import buffer
-from .runs import COLUMNS, CURVES, FILES, PROTOCOL, ResultError, Run, file_sha256, write_atomically
+from .runs import FILES, PROTOCOL, TABLES, ResultError, Run, file_sha256, write_atomically
 from .tasks import Task, data_sha256, to_uint8
 from .train import Learner, Step
 
@@ -27,11 +27,20 @@ SHOWN = 10  # samples of each task that samples.png shows
 
 class Measurer:
     """Called after each step of train(): adds points to the curves of task 1 and, after each task, a row to the
-    result matrices. Draws no random number that training sees."""
+    result matrices. Draws no random number that training sees.
+
+    cache: the folder of Inception's weights. `missing` says in one line what could not be had, or is None.
+    """
 
     def __init__(self, run: Run, tasks: list[Task], cache: str | Path = "data", device: str | torch.device = "cpu"):
-        self.run, self.tasks, self.device = run, tasks, device
-        self.lenet = load_lenet(run.dataset, tasks, cache, device)
+        self.run, self.tasks, self.device, self.missing = run, tasks, device, None
+        self.extractors = [load_lenet(run.dataset, device)]
+        if run.inception:
+            try:
+                self.extractors.append(load_inception(cache, device))
+            except FeatureError as error:
+                self.missing = str(error)
+        self.real = {extractor.name: real_features(extractor, tasks, cache) for extractor in self.extractors}
 
     def __call__(self, step: Step) -> None:
         start = time.perf_counter()
@@ -57,39 +66,74 @@ class Measurer:
                                for t, loss in zip(run.curve_timesteps, losses)]
         images = splits["validation"][: run.curve_images].to(self.device)
         bits = metrics.bits_per_dim(learner.diffusion, model, images, run.bound_terms, learner.generator("bound", **same))
-        learner.curves.append({**row, "split": "validation", "bpd": bits})
+        learner.curves.append({**row, "split": "validation", "bpd": bits["bpd"].mean().item()})
 
     def _scores(self, learner: Learner) -> None:
         """Row j of the result matrices: every task so far under the model after task j."""
-        run, after = self.run, learner.task
-        shown = []
+        run, after, shown = self.run, learner.task, []
+        last = after == len(self.tasks) - 1
         for task in self.tasks[: after + 1]:
             row = {"after_task": after + 1, "eval_task": task.index + 1}
             samples = to_uint8(learner.sample(task.index, run.samples, run.sample_steps, run.eta, "samples")).cpu()
             shown.append(samples[:SHOWN])
-            drawn = {**row, "extractor": self.lenet.name, "n": len(samples), "sampler": run.sampler}
-            features, classes = self.lenet.extract(samples)
-            for split, real in self.lenet.real.items():
-                learner.scores.append({**drawn, "metric": "fid", "split": split,
-                                       "value": metrics.fid(features, real[task.index])})
-            for metric, wanted in (("accuracy", task), ("taken_for_current", self.tasks[after])):
-                learner.scores.append({**drawn, "metric": metric, "split": None,
-                                       "value": metrics.task_accuracy(classes, wanted.classes)})
+            replicates = {}
+            for extractor in self.extractors:
+                features, classes = extractor.extract(samples)
+                drawn = {**row, "extractor": extractor.name, "n": len(samples), "sampler": run.sampler}
+                for split, parts in self.real[extractor.name].items():
+                    real = parts[task.index]
+                    learner.scores += [{**drawn, "metric": metric, "split": split, "value": value}
+                                       for metric, value in metrics.distances(features, real).items()]
+                    if last and split == "train":
+                        learner.scores += [{**drawn, "metric": "fid_by_n", "split": split, "n": n,
+                                            "value": metrics.fid(features[:n], real)}
+                                           for n in metrics.sample_sizes(len(samples))]
+                if classes is None:
+                    continue
+                for metric, wanted in (("accuracy", task), ("taken_for_current", self.tasks[after])):
+                    learner.scores.append({**drawn, "metric": metric, "split": None,
+                                           "value": metrics.task_accuracy(classes, wanted.classes)})
+                if last or task.index == after:  # what average and forgetting are made of
+                    picks = metrics.resampled(len(samples))
+                    real = self.real[extractor.name]["train"][task.index]
+                    replicates["fid"] = [metrics.fid(features[pick], real) for pick in picks]
+                    replicates["accuracy"] = [metrics.task_accuracy(classes[pick], task.classes) for pick in picks]
             images = task.test.images[: run.bound_images].to(self.device)
             bits = metrics.bits_per_dim(learner.diffusion, learner.model(task.index), images, run.bound_terms,
-                                        learner.generator(f"bound {task.index}"))
-            learner.scores.append({**row, "metric": "bpd", "split": "test", "value": bits, "extractor": None,
-                                   "n": len(images), "sampler": f"terms{run.bound_terms}"})
+                                        learner.generator(f"bound {task.index}"), tuple(metrics.BOUNDS))
+            for metric, values in bits.items():
+                variance, clip = metrics.BOUNDS[metric]
+                how = f"terms{run.bound_terms}-{variance}-{'clipped' if clip else 'unclipped'}"
+                learner.scores.append({**row, "metric": metric, "split": "test", "value": values.mean().item(),
+                                       "extractor": None, "n": len(images), "sampler": how})
+            if last or task.index == after:
+                replicates["bpd"] = bits["bpd"].cpu()[metrics.resampled(len(images))].mean(1).tolist()
+            learner.bootstrap += [{**row, "metric": metric, **{f"replicate{k}": v for k, v in enumerate(values)}}
+                                  for metric, values in replicates.items()]
         learner.samples.append(torch.stack(shown))  # (tasks so far, SHOWN, C, H, W)
+
+    def floors(self) -> list[dict]:
+        """The FID of real images: what 0 looks like at these numbers of images. Against "train" the training images of
+        a task are split into two parts of n; against "test", n training images stand for the samples."""
+        rows = []
+        for extractor, splits in self.real.items():
+            for index, train in enumerate(splits["train"]):
+                row = {"after_task": None, "eval_task": index + 1, "extractor": extractor, "sampler": None}
+                half = min(self.run.samples, len(train) // 2)
+                rows += [{**row, "metric": metric, "split": "train", "n": n, "value": metrics.fid_floor(train, n)}
+                         for metric, sizes in (("fid_floor", [half]), ("fid_floor_by_n", metrics.sample_sizes(half)))
+                         for n in sizes]
+                some = train[: self.run.samples]
+                rows.append({**row, "metric": "fid_floor", "split": "test", "n": len(some),
+                             "value": metrics.fid(some, splits["test"][index])})
+        return rows
 
     def save(self, folder: Path | str, learner: Learner) -> None:
         """Writes the folder of a finished run."""
-        floors = [{"after_task": None, "eval_task": task.index + 1, "metric": "fid_floor", "split": "train",
-                   "extractor": self.lenet.name, "n": min(self.run.samples, len(task.train) // 2), "sampler": None,
-                   "value": metrics.fid_floor(self.lenet.real["train"][task.index], self.run.samples)} for task in self.tasks]
-        save_result(Path(folder), self.run, learner.scores + floors, learner.curves, mosaic(learner.samples),
-                    learner.seconds, {"data": data_sha256(self.run.dataset), "lenet": self.lenet.sha256},
-                    torch.device(self.device))
+        save_result(Path(folder), self.run, {"scores.csv": learner.scores + self.floors(), "curves.csv": learner.curves,
+                                             "bootstrap.csv": learner.bootstrap}, mosaic(learner.samples),
+                    learner.seconds, {"data": data_sha256(self.run.dataset), **{e.name: e.sha256 for e in self.extractors}},
+                    torch.device(self.device), {e.name: e.accuracy for e in self.extractors if e.accuracy})
 
 
 def mosaic(samples: list[Tensor]) -> Image.Image:
@@ -119,17 +163,18 @@ def provenance(device: torch.device) -> dict:
     }
 
 
-def save_result(folder: Path, run: Run, scores: list[dict], curves: list[dict], samples: Image.Image, seconds: dict,
-                sha256: dict, device: torch.device = torch.device("cpu")) -> None:
+def save_result(folder: Path, run: Run, tables: dict[str, list[dict]], samples: Image.Image, seconds: dict, sha256: dict,
+                device: torch.device = torch.device("cpu"), accuracy: dict | None = None) -> None:
     """Writes the folder of a finished run, result.json last. Raises ResultError if there is a finished one."""
     if (folder / "result.json").exists():
         raise ResultError(f"{folder} holds a finished run: delete it to do the run again")
-    # With pandas' own types integers stay integers beside missing values.
-    table = lambda rows, columns: partial(pd.DataFrame(rows, columns=columns).convert_dtypes().to_csv, index=False)  # noqa: E731
-    write_atomically(folder / "scores.csv", table(scores, COLUMNS))
-    write_atomically(folder / "curves.csv", table(curves, CURVES))
+    for name, columns in TABLES.items():
+        # With pandas' own types integers stay integers beside missing values.
+        table = pd.DataFrame(tables[name], columns=columns).convert_dtypes()
+        write_atomically(folder / name, partial(table.to_csv, index=False))
     write_atomically(folder / "samples.png", samples.save)
     result = {"protocol": PROTOCOL, "run": dataclasses.asdict(run), "seconds": seconds, **provenance(device),
+              "accuracy": accuracy or {},  # of the extractors' classifiers, on test images
               "sha256": {**sha256, **{name: file_sha256(folder / name) for name in FILES[:-1]}}}
     write_atomically(folder / "result.json", lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
     (folder / "checkpoint.pt").unlink(missing_ok=True)

@@ -1,6 +1,8 @@
 """One style, one colour for each method, and what the figure notebooks share."""
 
 import os
+import re
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -11,7 +13,7 @@ import seaborn as sns
 from PIL import Image
 
 from .grid import ROWS
-from .metrics import summarise
+from .metrics import DRAWS, compare, summarise, summarise_replicates
 from .runs import label, load_results
 
 PAGE = 7.2  # width of a page, inches
@@ -49,7 +51,8 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) ->
     markdown = "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{note}\n"
     (folder / f"{name}.md").write_text(markdown)
     plain = str.maketrans({"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "%": r"\%", "_": r"\_", "≤": r"$\leq$"})
-    lines = [" & ".join(row).translate(plain) + r" \\" for row in (rows[0], *rows[2:])]
+    bold = lambda text: re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)  # noqa: E731
+    lines = [bold(" & ".join(row).translate(plain)) + r" \\" for row in (rows[0], *rows[2:])]
     columns = "l" + "r" * (len(table.columns) - 1)
     (folder / f"{name}.tex").write_text("\n".join([
         rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
@@ -90,23 +93,61 @@ def run_parameters(results: str | Path, dataset: str) -> dict:
     return next(iter(load_results(results, dataset).values()))["run"]
 
 
-def results_table(scores: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows of a paper's table, mean (and standard error where there are several seeds), and what they rest on."""
-    summary = summarise(scores)
-    table = []
-    for name in present(summary.label):
-        row = {"": name}
-        for metric, title, digits in (("fid", "FID", 1), ("bpd", "BPD", 3), ("accuracy", "accuracy", 3)):
-            rows = summary[(summary.label == name) & (summary.metric == metric)]
-            for kind, arrow in (("average", "↑" if metric == "accuracy" else "↓"), ("forgetting", "↓")):
-                error = f" ± {rows[kind].sem():.{digits}f}" if len(rows) > 1 else ""
-                row[f"{'avg' if kind == 'average' else 'forgetting'} {title} {arrow}"] = f"{rows[kind].mean():.{digits}f}{error}"
-        table.append(row)
+def mean_and_error(values: pd.Series, digits: int) -> str:
+    """"12.3 ± 0.4": mean and standard error over seeds; of one seed there is no error."""
+    return f"{values.mean():.{digits}f}" + (f" ± {values.sem():.{digits}f}" if len(values) > 1 else "")
+
+
+def seeds_note(scores: pd.DataFrame) -> str:
+    """"digits, mean ± standard error of n = 3 seeds"."""
+    n = scores.groupby("label").seed.nunique()
+    number = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
+    return f"{scores.dataset.iloc[0]}, " + (f"n = {number} seeds, mean ± standard error" if n.max() > 1 else "n = 1 seed")
+
+
+HEADLINES = (("fid", "FID", 1), ("bpd", "BPD", 3), ("accuracy", "accuracy", 3))  # metric, title, digits
+
+
+def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of a paper's table, mean and standard error, and what they rest on. Bold: the best, and whatever the
+    paired comparison cannot tell from it."""
+    summary, replicates = summarise(scores), summarise_replicates(bootstrap)
+    labels = present(summary.label)
+    table = pd.DataFrame({"": labels})
+    for metric, title, digits in HEADLINES:
+        for kind, arrow in (("average", "↑" if metric == "accuracy" else "↓"), ("forgetting", "↓")):
+            rows = summary[summary.metric == metric].groupby("label")[kind]
+            best = rows.mean().idxmax() if arrow == "↑" else rows.mean().idxmin()
+            table[f"{'avg' if kind == 'average' else 'forgetting'} {title} {arrow}"] = [
+                f"{mark}{mean_and_error(rows.get_group(name), digits)}{mark}" for name in labels
+                for mark in ["" if compare(summary, replicates, name, best, metric, kind).beyond_noise else "**"]]
     drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
-    floor = scores[scores.metric == "fid_floor"].value.mean()
-    note = (f"{scores.dataset.iloc[0]}, {summary.seed.nunique()} seed(s). FID: {drawn.extractor} features of {drawn.n} "
-            f"samples per task ({drawn.sampler}) against the training images of the task; two halves of these are "
-            f"{floor:.1f} apart. BPD: variational bound on {bound.n.min()} to {bound.n.max()} test images per task, "
-            f"{bound.sampler.iloc[0].removeprefix('terms')} timesteps each. Accuracy: share of samples that fall into "
-            f"their task's classes. Forgetting: positive means worse.")
-    return pd.DataFrame(table), note
+    floor = scores[(scores.metric == "fid_floor") & (scores.split == "train") & (scores.extractor == drawn.extractor)]
+    floors = floor[floor.run == floor.run.iloc[0]]
+    table.loc[len(table)] = ["Real images (floor)", f"{floors.value.mean():.1f}"] + [""] * (len(table.columns) - 2)
+    sizes = lambda n: str(n.min()) if n.min() == n.max() else f"{n.min()} to {n.max()}"  # noqa: E731
+    terms, variance, clipped = bound.sampler.iloc[0].removeprefix("terms").split("-")
+    note = (f"{seeds_note(scores)}. Bold: the best, and what a paired bootstrap over seeds and images cannot tell from it. "
+            f"FID: {drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}) against the training images "
+            f"of the task; floor: two disjoint parts of these, {sizes(floors.n)} images each. BPD: variational bound on "
+            f"{sizes(bound.n)} test images per task, {terms} timesteps each, variance {variance}, x0 {clipped}. Accuracy: "
+            f"share of samples that fall into their task's classes. Forgetting: positive means worse.")
+    return table, note
+
+
+def differences_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Every pair of methods: the paired difference of FID and BPD, first minus second, with its 95 % interval."""
+    summary, replicates = summarise(scores), summarise_replicates(bootstrap)
+    rows = []
+    for one, other in combinations(present(summary.label), 2):
+        row = {"first": one, "second": other}
+        for metric, title, digits in HEADLINES[:2]:
+            for kind in ("average", "forgetting"):
+                d = compare(summary, replicates, one, other, metric, kind)
+                row[f"{'avg' if kind == 'average' else kind} {title}"] = (
+                    f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]" + ("" if d.beyond_noise else " noise"))
+        rows.append(row)
+    note = (f"{seeds_note(scores)}. First minus second; in brackets where 95 % of {DRAWS:,} bootstrap draws over seeds and "
+            "images lie, the same seeds and images for both; noise: 0 lies between. With few seeds the interval is hardly "
+            "wider than their range; with one it covers the images alone.")
+    return pd.DataFrame(rows), note

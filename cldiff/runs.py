@@ -13,10 +13,11 @@ import pandas as pd
 
 from .tasks import DATASETS
 
-PROTOCOL = 1  # raised when the meaning of a number changes; results of another protocol are not mixed
+PROTOCOL = 2  # raised when the meaning of a number changes; results of another protocol are not mixed
 COLUMNS = ("after_task", "eval_task", "metric", "value", "split", "extractor", "n", "sampler")
 CURVES = ("step", "task", "eval_task", "split", "timestep", "loss", "bpd")
-FILES = ("scores.csv", "curves.csv", "samples.png", "result.json")  # the last is written last
+TABLES = {"scores.csv": COLUMNS, "curves.csv": CURVES, "bootstrap.csv": None}  # files and their columns
+FILES = (*TABLES, "samples.png", "result.json")  # the last is written last
 
 
 def among(default: str, *values: str):
@@ -57,6 +58,7 @@ class Run:
     samples: int = number(5_000, 16)  # for each FID and task accuracy
     sample_steps: int = number(50, 1)  # of the sampler
     eta: float = number(0.0, 0, 1)  # 0: DDIM; 1 with all steps: ancestral sampling
+    inception: bool = False  # Inception features too, where the weights can be had
     bound_terms: int = number(1000, 1)  # timesteps of the bound evaluated for each image; fewer: stratified, unbiased
     bound_images: int = number(1_000, 1)  # test images of each task that the bound is measured on, at most
     curve_every: int = number(1_000, 1)  # steps between two points of the curves of task 1
@@ -206,9 +208,9 @@ def load_results(results: str | Path, dataset: str | None = None) -> dict[Path, 
     first: dict[str, tuple[Path, dict]] = {}
     for path, result in found.items():
         run = {**{k: v for k, v in result["run"].items() if k not in ("method", "weight", "seed")},
-               "SHA-256 of data": result["sha256"]["data"], "SHA-256 of LeNet": result["sha256"]["lenet"]}
+               **{f"SHA-256 of {k}": v for k, v in result["sha256"].items() if k not in FILES}}
         other_path, other = first.setdefault(run["dataset"], (path, run))
-        for key in run:
+        for key in run.keys() & other.keys():  # Inception may have been missing for one of them
             if run[key] != other[key]:
                 raise ResultError(f"{path.name} has {key}={run[key]}, {other_path.name} has {key}={other[key]}: "
                                   "results of different protocols; delete or move one of them")
@@ -228,6 +230,12 @@ def _load(results: str | Path, file: str, dataset: str | None) -> pd.DataFrame:
 def load_scores(results: str | Path, dataset: str | None = None) -> pd.DataFrame:
     """A tidy table of every score: scores.csv of each run, with run, dataset, method, weight, seed and label."""
     return _load(results, "scores.csv", dataset)
+
+
+def load_bootstrap(results: str | Path, dataset: str | None = None) -> pd.DataFrame:
+    """A tidy table of every bootstrap over images: bootstrap.csv of each run, with run, dataset, method, weight, seed and
+    label. Columns replicate0, replicate1, ...: FID, BPD and task accuracy of resampled images."""
+    return _load(results, "bootstrap.csv", dataset)
 
 
 def load_curves(results: str | Path, dataset: str | None = None) -> pd.DataFrame:

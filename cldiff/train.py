@@ -20,6 +20,9 @@ from .tasks import Task, to_model
 from .unet import UNet
 
 
+MEASURED = ("scores", "curves", "bootstrap", "samples", "seconds")  # what a Measurer leaves in a Learner
+
+
 class Step(NamedTuple):
     task: int  # from 0
     step: int  # of this task, from 1
@@ -53,13 +56,14 @@ class Learner:
         self.task, self.step = 0, 0
         self.scores: list[dict] = []
         self.curves: list[dict] = []
+        self.bootstrap: list[dict] = []
         self.samples: list[Tensor] = []
         self.seconds = {"train": 0.0, "measure": 0.0}
         size, colours = tasks[0].train.images.shape[-1], tasks[0].train.images.shape[1]
         with self.fork():
             torch.manual_seed(self.derive("weights"))
             self.net = UNet(size, len(tasks), run.channels, run.multipliers, run.blocks, run.attention, run.dropout,
-                            colours).to(self.device)
+                            colours).to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
         self.method = METHODS[run.method](run.weight)
         self._images = [task.train.images.to(self.device) for task in tasks]
         self._restart()
@@ -140,15 +144,14 @@ class Learner:
 
     def state_dict(self) -> dict:
         return {"task": self.task, "step": self.step, "net": self.net.state_dict(), "ema": self.ema.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "method": self.method.state, "scores": self.scores,
-                "curves": self.curves, "samples": self.samples, "seconds": self.seconds}
+                "optimizer": self.optimizer.state_dict(), "method": self.method.state, **{name: getattr(self, name) for name in MEASURED}}
 
     def load_state_dict(self, state: dict) -> None:
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.state = {name: value.to(self.device) for name, value in state["method"].items()}
-        for name in ("task", "step", "scores", "curves", "samples", "seconds"):
+        for name in ("task", "step", *MEASURED):
             setattr(self, name, state[name])
 
     def save(self, path: Path) -> None:

@@ -51,9 +51,9 @@ class Attention(nn.Module):
         self.out = zero(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, H * W, C)
+        pixels = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, H * W, C), no copy where x is channels-last
         h = self.out(F.scaled_dot_product_attention(*self.qkv(pixels).chunk(3, dim=-1)))
-        return x + h.transpose(1, 2).reshape(x.shape)
+        return x + h.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class Resample(nn.Module):

@@ -4,7 +4,7 @@ from functools import lru_cache
 import pytest
 import torch
 
-from cldiff import features, load_tasks
+from cldiff import load_tasks
 from cldiff.runs import Run
 from cldiff.tasks import Split
 from cldiff.train import train
@@ -14,7 +14,6 @@ torch.set_num_threads(1)
 TINY = dict(steps=4, batch=8, learning_rate=5e-3, channels=8, multipliers=(1,), blocks=1, attention=4, buffer=5,
             pool=6, pool_steps=2, samples=16, sample_steps=2, bound_terms=4, bound_images=8, curve_every=2,
             curve_images=8, early=50, late=300)
-LENET_EPOCHS = 3
 
 
 def tiny(method="finetune", **changes) -> Run:
@@ -69,13 +68,3 @@ def trained(three):
     """trained(method, **changes): the weights after each of three tasks. Trained once for all tests, not to be changed.
     """
     return lru_cache(lambda method, **changes: weights_after_tasks(tiny(method, **{"steps": 2, **changes}), three))
-
-
-@pytest.fixture(scope="session")
-def lenet_cache(three, tmp_path_factory):
-    """A cache folder with a LeNet that is trained for a moment."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(features.EPOCHS, "digits", LENET_EPOCHS)
-        folder = tmp_path_factory.mktemp("lenet")
-        features.load_lenet("digits", three, folder)
-    return folder

@@ -1,20 +1,20 @@
 import json
 import os
-import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import LENET_EPOCHS, same, tiny, weights, with_noise_held_out
+from conftest import same, tiny, weights
 
-from cldiff import features, metrics
+from cldiff import metrics
+from cldiff.diffusion import Diffusion
 from cldiff.measure import SHOWN, Measurer
 from cldiff.methods.replay import buffer
 from cldiff.plots import load_samples
-from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, load_curves, load_scores
-from cldiff.tasks import to_uint8
+from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, load_curves, load_scores
+from cldiff.tasks import to_model, to_uint8
 from cldiff.train import Learner, Step, train
 
 TRIANGLE = [(after, task) for after in (1, 2, 3) for task in range(1, after + 1)]
@@ -23,14 +23,14 @@ CLASSES = torch.tensor([0] + [2] * 2 + [5] * 4 + [9] * 9)
 
 
 @pytest.fixture(scope="module")
-def finished(three, lenet_cache, tmp_path_factory):
+def finished(three, tmp_path_factory):
     """A run that was measured and saved; and what it was measured from, noted apart after each task."""
     run, classified, drawn, bounds = tiny("replay"), [], [], []
     folder = tmp_path_factory.mktemp("results") / run.name
-    measure = Measurer(run, three, lenet_cache)
-    extract = measure.lenet.extract
-    measure.lenet = measure.lenet._replace(
-        extract=lambda images: (extract(images)[0], classified.append(images) or CLASSES))
+    measure = Measurer(run, three)
+    (lenet,) = measure.extractors
+    measure.extractors = [lenet._replace(
+        extract=lambda images: (lenet.extract(images)[0], classified.append(images) or CLASSES))]
     state = torch.manual_seed(11).get_state()
     for step in train(run, three, folder):
         measure(step)
@@ -39,13 +39,13 @@ def finished(three, lenet_cache, tmp_path_factory):
             for task in range(step.task + 1):
                 images, noise = three[task].test.images[:8], learner.generator(f"bound {task}")
                 drawn.append(to_uint8(learner.sample(task, run.samples, run.sample_steps, run.eta, "samples")))
-                bounds.append(metrics.bits_per_dim(learner.diffusion, learner.model(task), images, 4, noise))
+                bounds.append(metrics.bits_per_dim(learner.diffusion, learner.model(task), images, 4, noise)["bpd"])
     undisturbed = torch.equal(torch.get_rng_state(), state)
     had_checkpoint, order, replace = (folder / "checkpoint.pt").exists(), [], os.replace
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", lambda old, new: order.append(os.path.basename(new)) or replace(old, new))
         measure.save(folder, learner)
-    return SimpleNamespace(run=run, folder=folder, measure=measure, learner=learner, undisturbed=undisturbed,
+    return SimpleNamespace(lenet=lenet, run=run, folder=folder, measure=measure, learner=learner, undisturbed=undisturbed,
                            had_checkpoint=had_checkpoint, order=order, classified=classified, drawn=drawn,
                            bounds=bounds, scores=pd.DataFrame(learner.scores), curves=pd.DataFrame(learner.curves))
 
@@ -86,7 +86,7 @@ def test_each_point_has_the_same_images_of_task_1_and_the_same_noise_under_the_a
 
     def bound(diffusion, model, images, terms, generator):
         calls.append((images, generator.initial_seed(), model(x, t)))
-        return 0.0
+        return {"bpd": torch.zeros(len(images))}
 
     monkeypatch.setattr(metrics, "losses_by_timestep", losses)
     monkeypatch.setattr(metrics, "bits_per_dim", bound)
@@ -113,7 +113,8 @@ def test_each_point_has_the_same_images_of_task_1_and_the_same_noise_under_the_a
 
 
 @pytest.mark.parametrize("metric, splits", [
-    ("fid", {"train", "test"}), ("accuracy", {None}), ("taken_for_current", {None}), ("bpd", {"test"})])
+    *((metric, {"train", "validation", "test"}) for metric in ("fid", "kid", "precision", "recall")),
+    ("accuracy", {None}), ("taken_for_current", {None}), *((metric, {"test"}) for metric in metrics.BOUNDS)])
 def test_each_score_fills_the_lower_triangle_once(metric, splits, finished):
     rows = finished.scores[finished.scores.metric == metric]
     assert set(rows.split.astype(object).where(rows.split.notna(), None)) == splits
@@ -129,17 +130,17 @@ def values(finished, metric, split=None) -> list[float]:
     return rows.sort_values(["after_task", "eval_task"]).value.tolist()
 
 
-@pytest.mark.parametrize("split", ("train", "test"))
+@pytest.mark.parametrize("split", ("train", "validation", "test"))
 def test_fid_compares_samples_for_a_task_with_the_images_of_that_task(split, finished, three):
-    extract = lambda images: finished.measure.lenet.extract(images)[0]  # noqa: E731
+    extract = lambda images: finished.lenet.extract(images)[0]  # noqa: E731
     by_hand = [metrics.fid(extract(samples), extract(getattr(task, split).images))
                for samples, task in zip(finished.drawn[-3:], three)]  # the last row
     assert values(finished, "fid", split)[-3:] == by_hand and len(set(by_hand)) == 3
 
 
 def test_fid_is_the_distance_of_two_gaussians(finished, three):
-    x = finished.measure.lenet.extract(finished.drawn[-1])[0].double().numpy()
-    y = finished.measure.lenet.extract(three[2].train.images)[0].double().numpy()
+    x = finished.lenet.extract(finished.drawn[-1])[0].double().numpy()
+    y = finished.lenet.extract(three[2].train.images)[0].double().numpy()
     covariances = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     root = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).real.clip(min=0)).sum()
     by_hand = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1]) - 2 * root
@@ -154,15 +155,55 @@ def test_accuracy_counts_the_classes_of_the_evaluated_or_of_the_current_task(fin
 
 
 def test_the_bound_is_that_of_test_images_of_the_evaluated_task(finished):
-    assert values(finished, "bpd", "test") == finished.bounds
-    assert len(set(finished.bounds)) == len(TRIANGLE)
+    means = [bits.mean().item() for bits in finished.bounds]
+    assert values(finished, "bpd", "test") == means and len(set(means)) == len(TRIANGLE)
+
+
+def test_the_bound_is_given_for_both_variances_with_and_without_clipping(finished, three):
+    by_name = {name: values(finished, name, "test")[-1] for name in metrics.BOUNDS}
+    assert len(set(by_name.values())) == 4
+    learner, images = finished.learner, three[2].test.images[:8]
+    for name, (variance, clip) in metrics.BOUNDS.items():
+        alone = Diffusion(finished.run.timesteps, variance=variance).bits_per_dim(
+            learner.model(2), to_model(images), clip, learner.generator("bound 2"), finished.run.bound_terms)
+        assert by_name[name] == alone[0].mean().item()
+        (sampler,) = finished.scores[finished.scores.metric == name].sampler.unique()
+        assert sampler == f"terms4-{variance}-{'clipped' if clip else 'unclipped'}"
+
+
+# The bootstrap over images
+
+
+def test_scores_that_average_and_forgetting_need_are_resampled(finished):
+    table = load_bootstrap(finished.folder.parent, "digits")
+    cells = sorted(zip(table.metric, table.after_task, table.eval_task))
+    needed = [(1, 1), (2, 2), (3, 1), (3, 2), (3, 3)]
+    assert cells == [(metric, *cell) for metric in ("accuracy", "bpd", "fid") for cell in needed]
+
+
+def test_a_replicate_is_the_score_of_resampled_images(finished, three):
+    table = pd.DataFrame(finished.learner.bootstrap)
+    row = table[(table.after_task == 3) & (table.eval_task == 2)].set_index("metric")
+    pick = metrics.resampled(16)[7]
+    assert len(set(pick.tolist())) < 16
+    features, real = finished.lenet.extract(finished.drawn[4])[0], finished.lenet.extract(three[1].train.images)[0]
+    assert row.replicate7["fid"] == metrics.fid(features[pick], real)
+    assert row.replicate7["accuracy"] == metrics.task_accuracy(CLASSES[pick], three[1].classes)
+    assert row.replicate7["bpd"] == pytest.approx(finished.bounds[4][metrics.resampled(8)[7]].mean().item())
+
+
+def test_fid_by_number_of_samples_ends_at_the_fid_of_the_table(finished):
+    rows = finished.scores[finished.scores.metric == "fid_by_n"]
+    assert set(rows.after_task) == {3} and sorted(rows.n.unique()) == [8, 16]
+    assert rows[rows.n == 16].value.tolist() == values(finished, "fid", "train")[-3:]
+    assert not set(rows[rows.n == 8].value) & set(rows[rows.n == 16].value)
 
 
 def test_scores_say_what_they_rest_on(finished):
-    bound = finished.scores.metric == "bpd"
-    drawn, bound = finished.scores[~bound], finished.scores[bound]
+    bound = finished.scores.metric.isin(list(metrics.BOUNDS))
+    drawn, bound = finished.scores[~bound & (finished.scores.metric != "fid_by_n")], finished.scores[bound]
     assert set(drawn.extractor) == {"lenet"} and set(drawn.n) == {16} and set(drawn.sampler) == {"ddim2"}
-    assert bound.extractor.isna().all() and set(bound.n) == {8} and set(bound.sampler) == {"terms4"}
+    assert bound.extractor.isna().all() and set(bound.n) == {8}
 
 
 def test_the_first_samples_for_each_task_are_kept(finished):
@@ -193,7 +234,8 @@ def test_a_finished_run_is_not_overwritten(finished):
 
 def test_the_result_names_extractor_and_times(finished):
     result = json.loads((finished.folder / "result.json").read_text())
-    assert result["sha256"]["lenet"] == finished.measure.lenet.sha256
+    assert result["accuracy"] == {"lenet": finished.lenet.accuracy}
+    assert result["sha256"]["lenet"] == finished.lenet.sha256
     assert result["seconds"]["train"] > 0 and result["seconds"]["measure"] > 0
 
 
@@ -205,11 +247,16 @@ def same_rows(table, written, columns) -> None:
 def test_scores_and_floors_are_read_back(finished, three):
     table = load_scores(finished.folder.parent, "digits")
     assert {*COLUMNS, "run", "dataset", "method", "weight", "seed", "label"} == set(table.columns)
-    floors = table.metric == "fid_floor"
+    floors = table.metric.str.startswith("fid_floor")
     same_rows(table[~floors], finished.scores, COLUMNS)
-    assert table[floors].eval_task.tolist() == [1, 2, 3] and set(table[floors].n) == {16}
-    real = [finished.measure.lenet.extract(task.train.images)[0] for task in three]
-    assert table[floors].value.tolist() == pytest.approx([metrics.fid_floor(features, 16) for features in real])
+    train, test = ([finished.lenet.extract(getattr(task, split).images)[0] for task in three] for split in ("train", "test"))
+    for metric, split, n, expected in (
+            ("fid_floor", "train", 16, [metrics.fid_floor(x, 16) for x in train]),
+            ("fid_floor_by_n", "train", 8, [metrics.fid_floor(x, 8) for x in train]),
+            ("fid_floor", "test", 16, [metrics.fid(x[:16], y) for x, y in zip(train, test)])):
+        rows = table[(table.metric == metric) & (table.split == split) & (table.n == n)]
+        assert rows.eval_task.tolist() == [1, 2, 3]
+        assert rows.value.tolist() == pytest.approx(expected)
 
 
 def test_curves_are_read_back(finished):
@@ -224,46 +271,3 @@ def test_the_picture_is_cut_up_into_the_samples(finished):
     for after, samples in enumerate(finished.learner.samples):
         assert (pictures[after, : after + 1] == samples[:, :, 0].numpy()).all()
         assert (pictures[after, after + 1:] == 255).all()
-
-
-# LeNet
-
-
-def no_training(*_):
-    raise AssertionError("trained again")
-
-
-def test_lenet_is_trained_once(three, lenet_cache, finished, monkeypatch):
-    monkeypatch.setattr(features, "train_lenet", no_training)
-    assert features.load_lenet("digits", three, lenet_cache).sha256 == finished.measure.lenet.sha256
-
-
-def test_lenet_depends_on_training_images_alone(three, lenet_cache, tmp_path, monkeypatch):
-    monkeypatch.setitem(features.EPOCHS, "digits", LENET_EPOCHS)
-    state = torch.manual_seed(7).get_state()
-    net = features.train_lenet("digits", with_noise_held_out(three))
-    assert torch.equal(torch.get_rng_state(), state)
-    cached = torch.load(next(lenet_cache.glob("*.pt")), weights_only=True)
-    assert same(net.state_dict(), cached["net"])
-
-
-def test_lenet_tells_the_digits_apart_without_dropout(three, lenet_cache):
-    lenet = features.load_lenet("digits", three, lenet_cache)
-    images, labels = (torch.cat([getattr(task.test, name) for task in three]) for name in ("images", "labels"))
-    found, classes = lenet.extract(images)
-    assert lenet.accuracy == pytest.approx((classes == labels).double().mean().item())
-    assert lenet.accuracy > 0.6  # after the three epochs of these tests
-    assert found.shape == (len(images), 84)
-    assert torch.equal(found, lenet.extract(images)[0])
-    assert torch.equal(torch.cat(lenet.real["test"]), found)
-
-
-@pytest.mark.parametrize("damage", (lambda data: b"", lambda data: data[:-100], lambda data: b"no weights" + data))
-def test_a_damaged_lenet_is_named(damage, three, lenet_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "train_lenet", no_training)
-    shutil.copytree(lenet_cache, tmp_path / "cache")
-    (path,) = (tmp_path / "cache").glob("*.pt")
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(RuntimeError) as error:
-        features.load_lenet("digits", three, tmp_path / "cache")
-    assert str(path) in str(error.value) and "delete it" in str(error.value)

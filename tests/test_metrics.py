@@ -97,12 +97,26 @@ def test_fid_of_few_images_divides_variances_by_one_less_than_their_number():
     assert metrics.fid(one, other) == pytest.approx(4**2 + 3**2 + (math.sqrt(2) - 4) ** 2)
 
 
-def test_fid_is_that_of_torch_fidelity():
-    theirs = pytest.importorskip("torch_fidelity.metric_fid")
-    x, y = features(300), features(200, seed=1)
-    statistics = [theirs.fid_features_to_statistics(z.double()) for z in (x, y)]
-    expected = theirs.fid_statistics_to_metric(*statistics, verbose=False)[theirs.KEY_METRIC_FID]
-    assert metrics.fid(x, y) == pytest.approx(expected, rel=1e-6)
+@pytest.mark.parametrize("n, m, width", [(300, 200, 6), (300, 20, 84), (20, 30, 84), (500, 400, 84)])
+def test_fid_is_that_of_clean_fid_and_of_torch_fidelity(n, m, width):
+    """Also where there are fewer images than features, so that covariances are singular."""
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+    x, y = features(n, width), features(m, width, seed=1).relu()
+    statistics = [fid_features_to_statistics(z.double()) for z in (x, y)]
+    theirs = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    clean = metrics.frechet_distance(*(part for s in statistics for part in (s["mu"], s["sigma"])))
+    assert metrics.fid(x, y) == pytest.approx(theirs, rel=1e-6)
+    # clean-fid takes the root of a singular matrix less exactly
+    assert metrics.fid(x, y) == pytest.approx(clean, rel=1e-6 if min(n, m) > width else 1e-4)
+
+
+def test_fid_of_few_images_with_2048_features_each():
+    """As wide as Inception's: the libraries need 8 seconds, or minutes where the covariance is singular."""
+    x, y = features(60, 2048), features(50, 2048, seed=1)
+    mean, spread = (x.mean(0) - y.mean(0)).square().sum(), x.var(0).sum() + y.var(0).sum()
+    root = torch.linalg.matrix_norm(
+        (x - x.mean(0)).double() @ (y - y.mean(0)).double().T, "nuc") / (59 * 49) ** 0.5
+    assert metrics.fid(x, y) == pytest.approx((mean + spread - 2 * root).item(), rel=1e-5)
 
 
 def test_fid_of_float32_features_far_from_zero_keeps_its_digits():
@@ -178,12 +192,55 @@ def test_losses_by_timestep_draw_from_their_generator_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_bits_per_dim_is_the_mean_over_images():
+def test_bits_per_dim_of_each_image_by_name():
     white = lambda x, t: torch.full_like(x, -1e6)  # noqa: E731
     pictures = images(4)
-    found = metrics.bits_per_dim(Diffusion(50), white, pictures, 50, seeded())
-    total, _, _ = Diffusion(50).bits_per_dim(white, to_model(pictures), generator=seeded(9))
-    assert found == pytest.approx(total.mean().item(), rel=1e-6)
+    found = metrics.bits_per_dim(Diffusion(50), white, pictures, 50, seeded(), ("bpd", "bpd_fixedsmall"))
+    for name, variance in (("bpd", "fixedlarge"), ("bpd_fixedsmall", "fixedsmall")):
+        total, _, _ = Diffusion(50, variance).bits_per_dim(white, to_model(pictures), generator=seeded(9))
+        assert found[name].shape == (4,) and torch.allclose(found[name], total, rtol=1e-6)
+
+
+# KID, precision and recall
+
+
+def clouds(n: int, seed: int, shift: float = 0.0, spread: float = 1.0) -> torch.Tensor:
+    return torch.randn(n, 8, generator=seeded(seed)) * spread + shift
+
+
+def test_kid_of_one_distribution_is_zero_on_average():
+    found = [metrics.distances(clouds(60, 2 * k), clouds(60, 2 * k + 1))["kid"] for k in range(60)]
+    error = np.std(found, ddof=1) / 60**0.5
+    assert abs(np.mean(found)) < 3 * error and min(found) < 0 < max(found)
+
+
+def test_kid_is_the_squared_distance_of_cubic_kernels():
+    x, y = clouds(12, 0), clouds(12, 1, shift=0.5)
+    kernel = lambda a, b: (a @ b.T / 8 + 1) ** 3  # noqa: E731
+    off = lambda k: (k.sum() - k.diagonal().sum()) / (12 * 11)  # noqa: E731
+    expected = off(kernel(x, x)) + off(kernel(y, y)) - 2 * kernel(x, y).mean()
+    assert metrics.distances(x, y)["kid"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_collapsed_model_is_precise_and_recalls_little_and_noise_the_reverse():
+    real = clouds(300, 0)
+    collapsed = metrics.distances(clouds(200, 1, spread=0.05), real)
+    assert collapsed["precision"] > 0.95 and collapsed["recall"] < 0.05
+    noise = metrics.distances(clouds(200, 1, spread=6.0), real)
+    assert noise["precision"] < 0.05 and noise["recall"] > 0.9
+    good = metrics.distances(clouds(200, 1), real)
+    assert good["precision"] > 0.5 and good["recall"] > 0.5
+
+
+def test_fid_of_gaussians_is_the_closed_form_within_sampling_error():
+    scale = torch.linspace(0.5, 2, 8)
+    found = metrics.fid(clouds(20_000, 0) * scale + 1, clouds(20_000, 1))
+    assert found == pytest.approx(8 + (scale - 1).square().sum().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("n, expected", [(5, [5]), (8, [8]), (16, [8, 16]), (100, [8, 16, 32, 64, 100])])
+def test_sample_sizes_end_at_all_of_them(n, expected):
+    assert metrics.sample_sizes(n) == expected
 
 
 # Tables
@@ -231,8 +288,87 @@ def test_summary_has_average_and_forgetting_of_each_metric():
 
 
 def test_summary_keeps_runs_and_seeds_apart():
-    table = metrics.summarise(pd.concat([scores("b"), scores("a", shift=1), scores("c", "L2", 1, shift=2)]))
+    table = metrics.summarise(pd.concat([scores("b"), scores("a", seed=2, shift=1), scores("c", "L2", 1, shift=2)]))
     fid = table[table.metric == "fid"]
     assert list(zip(fid.run, fid.label, fid.seed, fid.average)) == [
-        ("b", "Finetuning", 0, 17.5), ("a", "Finetuning", 0, 18.5), ("c", "L2", 1, 19.5)]
+        ("b", "Finetuning", 0, 17.5), ("a", "Finetuning", 2, 18.5), ("c", "L2", 1, 19.5)]
     assert len(table) == 9
+
+
+def test_two_runs_are_not_one_row():
+    with pytest.raises(ValueError, match="a and b would be one row"):
+        metrics.summarise(pd.concat([scores("a"), scores("b")]))
+
+
+def test_scores_in_other_features_are_left_alone():
+    other = scores(shift=100).assign(extractor="inception")
+    both = pd.concat([scores(), other[other.metric == "fid"]])
+    np.testing.assert_array_equal(metrics.result_matrix(both, "fid", "train"), [[10, NAN], [30, 5]])
+    np.testing.assert_array_equal(metrics.result_matrix(both, "fid", "train", "inception"), [[110, NAN], [130, 105]])
+
+
+# Differences
+
+
+def bootstrap_of(table: pd.DataFrame, noise=(0.0, 0.0)) -> pd.DataFrame:
+    rows = table[(table.metric != "fid") | (table.split == "train")]
+    rows = rows[rows.metric.isin(["fid", "bpd", "accuracy"])].drop(columns=["split", "extractor", "n", "sampler"])
+    for k, shift in enumerate(noise):
+        rows[f"replicate{k}"] = rows.value.astype(float) + shift * (rows.after_task.astype(int) == 2)
+    return rows.drop(columns="value")
+
+
+def test_a_replicate_is_summarised_as_the_scores_are():
+    table = pd.concat([scores("a"), scores("c", "L2", 1, shift=2)])
+    replicates = metrics.summarise_replicates(bootstrap_of(table, (0.0, 7.0)))
+    keys = ["run", "label", "seed", "metric"]
+    plain = metrics.summarise(table).sort_values(keys).reset_index(drop=True)
+    same = replicates[replicates.replicate == 0].sort_values(keys).reset_index(drop=True)
+    pd.testing.assert_frame_equal(same[plain.columns], plain, check_dtype=False)
+    moved = replicates[(replicates.replicate == 1) & (replicates.metric == "fid")]
+    assert moved.average.tolist() == [24.5, 26.5] and moved.forgetting.tolist() == [27, 27]
+
+
+def test_a_difference_of_seeds_is_paired():
+    """The seeds differ far more than the methods; each seed has the same difference."""
+    one = np.array([[10.0], [50.0], [90.0]])
+    d = metrics.paired_difference(one, one + 2)
+    assert (d.mean, d.low, d.high) == pytest.approx((-2, -2, -2)) and d.beyond_noise
+    unpaired = metrics.paired_difference(one, one[[1, 2, 0]] + 2)
+    assert not unpaired.beyond_noise
+
+
+def test_image_noise_widens_the_interval_and_pairs_up():
+    random = np.random.default_rng(1)
+    noise = random.normal(size=(1, 2000))
+    one, other = np.hstack([[[5.0]], 5 + noise]), np.hstack([[[4.0]], 4 + noise])
+    assert metrics.paired_difference(one, other).low == pytest.approx(1)  # the same images: their noise cancels
+    other = np.hstack([[[4.0]], 4 + random.normal(size=(1, 2000))])
+    d = metrics.paired_difference(one, other)
+    assert (d.mean, d.low, d.high) == pytest.approx((1, 1 - 1.96 * 2**0.5, 1 + 1.96 * 2**0.5), abs=0.15)
+    assert not d.beyond_noise
+
+
+def test_an_interval_covers_the_truth_as_often_as_it_says():
+    """Over 20 seeds, whose number the percentiles suffice for."""
+    random = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        d = metrics.paired_difference(random.normal(1, 1, (20, 1)), np.zeros((20, 1)), draws=500)
+        hits += d.low < 1 < d.high
+    assert 0.88 < hits / 200 < 0.98
+
+
+def test_the_bias_of_replicates_does_not_move_the_interval():
+    biased = np.hstack([[[5.0]], 9 + np.array([[-1.0, 1.0]])])
+    d = metrics.paired_difference(biased, np.zeros((1, 3)))
+    assert (d.mean, d.low, d.high) == (5, 4, 6)
+
+
+def test_other_seeds_are_refused_and_compare_takes_those_of_both():
+    with pytest.raises(ValueError, match="same seeds"):
+        metrics.paired_difference(np.zeros((2, 1)), np.zeros((3, 1)))
+    table = pd.concat([scores("a"), scores("b", seed=1, shift=4), scores("c", "L2", 1, shift=1)])
+    d = metrics.compare(metrics.summarise(table), metrics.summarise_replicates(bootstrap_of(table)), "Finetuning", "L2",
+                        "fid", "average")
+    assert d == (3, 3, 3)  # of seed 1 alone

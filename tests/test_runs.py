@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cldiff import METHODS, Run, load_curves, load_scores
+from cldiff import METHODS, Run, grid, load_curves, load_scores
 from cldiff.grid import PROFILES, jobs, runs
 from cldiff.measure import save_result
 from cldiff.plots import ORDER
-from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, read_result, write_atomically
+from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result, write_atomically
 
 ROOT = Path(__file__).parents[1]
 SMOKE = runs("smoke")
@@ -56,7 +56,7 @@ def test_weight_defaults_to_the_methods_own():
 
 def test_every_parameter_is_part_of_the_name():
     other = {"dataset": "mnist", "method": "l2", "precision": "bfloat16", "deterministic": True, "multipliers": [2, 2],
-             "channels": 16, "early": 0, "late": 0, "attention": 2, "curve_every": 1, "timesteps": 2000, "dropout": 0.5}
+             "channels": 16, "early": 0, "late": 0, "attention": 2, "inception": True, "curve_every": 1, "timesteps": 2000, "dropout": 0.5}
     base = dataclasses.replace(SMOKE[0], method="replay", weight=1.0, early=0, late=0, eta=0.5)
     for f in dataclasses.fields(Run):
         value = other.get(f.name, getattr(base, f.name) or 0)
@@ -85,7 +85,8 @@ def test_curve_timesteps_include_those_of_the_paper():
 
 def test_profiles_are_valid_and_the_paper_keeps_its_protocol():
     for profile in PROFILES:
-        assert len({run.name for run in runs(profile, seeds=2)}) == 10 * len(PROFILES[profile].datasets)
+        p = PROFILES[profile]
+        assert len({run.name for run in runs(profile, seeds=2)}) == 2 * len(p.rows) * len(p.datasets)
     for run in runs("paper"):
         assert (run.steps, run.timesteps, run.batch, run.learning_rate, run.ema, run.clip, run.dropout, run.buffer,
                 run.samples, run.bound_terms) == (20_000, 1000, 128, 2e-4, 0.9999, 1.0, 0.1, 200, 5_000, 1000)
@@ -100,7 +101,7 @@ def test_run_notebook_has_every_parameter_of_a_run():
 
 
 @pytest.mark.parametrize("words, message", [
-    (["digitz"], "error: unknown profile 'digitz'; known: smoke, digits, small, paper"),
+    (["digitz"], "error: unknown profile 'digitz'; known: smoke, digits, small, paper, digits-sweep, small-sweep"),
     (["smoke", "--seeds", "0"], "error: seeds=0: expected at least 1"),
     (["smoke", "--seeds", "two"], "error: argument --seeds: invalid int value: 'two'"),
     (["smoke", "--device", "tpu"], "error: unknown device 'tpu'; known: auto, cpu, cuda"),
@@ -126,14 +127,17 @@ def test_write_is_all_or_nothing(tmp_path):
 def finish(results: Path, run: Run, lenet: str = "y") -> Path:
     score = {"after_task": 1, "eval_task": 1, "metric": "fid", "value": 2.5, "split": "train", "extractor": "lenet", "n": 16}
     curve = {"step": 2, "task": 1, "eval_task": 1, "split": "validation", "timestep": None, "loss": None, "bpd": 3.5}
-    save_result(results / run.name, run, [score], [curve], Image.new("L", (80, 8)), {"train": 1.0}, {"data": "x", "lenet": lenet})
+    replicate = {"after_task": 1, "eval_task": 1, "metric": "fid", "replicate0": 2.25}
+    save_result(results / run.name, run, {"scores.csv": [score], "curves.csv": [curve], "bootstrap.csv": [replicate]},
+                Image.new("L", (80, 8)), {"train": 1.0}, {"data": "x", "lenet": lenet})
     return results / run.name
 
 
 def test_results_are_read_back(tmp_path):
     for run in SMOKE[:2]:
         finish(tmp_path, run)
-    scores, curves = load_scores(tmp_path), load_curves(tmp_path)
+    scores, curves, bootstrap = load_scores(tmp_path), load_curves(tmp_path), load_bootstrap(tmp_path)
+    assert bootstrap.replicate0.tolist() == [2.25, 2.25] and bootstrap.label.tolist() == [run.label for run in SMOKE[:2]]
     assert set(COLUMNS) <= set(scores.columns) and set(CURVES) <= set(curves.columns)
     assert {"run", "dataset", "method", "weight", "seed", "label"} <= set(scores.columns)
     assert set(scores.run) == {run.name for run in SMOKE[:2]} and scores.value.tolist() == [2.5, 2.5]
@@ -157,7 +161,7 @@ def test_finished_run_is_never_overwritten(tmp_path):
     lambda folder: (folder / "result.json").write_text("[]"),
     lambda folder: (folder / "samples.png").unlink(),
     lambda folder: (folder / "result.json").write_text(
-        (folder / "result.json").read_text().replace('"protocol": 1', '"protocol": 0')),
+        (folder / "result.json").read_text().replace('"protocol": 2', '"protocol": 1')),
     lambda folder: (folder / "result.json").write_text((folder / "result.json").read_text().replace('"steps": 4', '"steps": 8')),
 ])
 def test_damaged_result_is_named(tmp_path, damage):
@@ -178,7 +182,7 @@ def test_results_of_different_protocols_are_not_mixed(tmp_path):
 def test_results_of_different_extractors_are_not_mixed(tmp_path):
     finish(tmp_path, SMOKE[0])
     finish(tmp_path, SMOKE[1], lenet="z")
-    with pytest.raises(ResultError, match="LeNet"):
+    with pytest.raises(ResultError, match="SHA-256 of lenet"):
         load_scores(tmp_path)
 
 
@@ -193,3 +197,32 @@ def test_every_target_has_a_notebook_and_its_parameters_fit():
     for profile in PROFILES:
         for job in jobs(profile).values():
             check_parameters(ROOT / job["notebook"], job["parameters"])
+
+
+def test_runs_with_and_without_inception_features_are_read_together(tmp_path):
+    """Its weights may have come later; the tables show it where every run has it."""
+    finish(tmp_path, SMOKE[0])
+    folder = finish(tmp_path, SMOKE[1])
+    result = json.loads((folder / "result.json").read_text())
+    result["sha256"]["inception"] = "i"
+    (folder / "result.json").write_text(json.dumps(result))
+    assert len(load_scores(tmp_path)) == 2
+
+
+def test_l2_takes_the_weight_that_the_sweep_chose(monkeypatch):
+    weights = lambda profile: [run.weight for run in runs(profile) if run.method == "l2"]  # noqa: E731
+    monkeypatch.setattr(grid, "chosen", lambda sweep, dataset: {("digits-sweep", "digits"): {"l2": 0.25}}.get((sweep, dataset), {}))
+    assert weights("digits") == [0.25] and weights("smoke") == [1.0]
+    assert weights("digits-sweep") == [0.0, 0.001, 0.01, 0.1, 1.0, 10.0]
+
+
+def test_the_choice_of_a_sweep_follows_its_rule():
+    """chosen-*.json is what the rule makes of the table beside it: the lowest average FID on validation images."""
+    for path in (ROOT / "figures").glob("*/chosen-*.json"):
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]]
+                for line in (path.parent / "sweep.md").read_text().splitlines()[2:] if line.startswith("|")]
+        names = {"l2": "L2", "replay": "Experience replay"}
+        for method, weight in json.loads(path.read_text()).items():
+            found = {float(row[1]): float(row[3].split(" ")[0]) for row in rows if row[0] == names[method]}
+            assert found[weight] == min(found.values())
+            assert grid.chosen(path.parent.name, path.stem.removeprefix("chosen-"))[method] == weight

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
 from .base import Method
 
@@ -20,9 +20,14 @@ class L2(Method):
     weight = 1.0
 
     def start_task(self, learner: Learner) -> None:
-        self.state = {"anchor": parameters_to_vector(learner.net.parameters()).detach()}
+        self.state = {"anchor": vector(learner).detach()}
 
     def penalty(self, learner: Learner) -> Tensor | None:
         if not self.state or self.weight == 0:
             return None
-        return self.weight * (parameters_to_vector(learner.net.parameters()) - self.state["anchor"]).square().sum()
+        return self.weight * (vector(learner) - self.state["anchor"]).square().sum()
+
+
+def vector(learner: Learner) -> Tensor:
+    """All parameters in one row. torch's parameters_to_vector refuses weights that are channels-last."""
+    return torch.cat([p.flatten() for p in learner.net.parameters()])
