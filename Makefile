@@ -16,13 +16,15 @@ export SOURCE_DATE_EPOCH := 1704067200
 export PYTHONUTF8 := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test paper targets test lab clean
+.PHONY: help setup setup-test setup-bench paper targets test check-paper bench lab clean
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
 	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make test     the tests'
+	@echo 'make check-paper  finished runs of PROFILE against the paper'"'"'s protocol and tests/targets.csv'
+	@echo 'make bench    training, sampling, bound and FID against other libraries; results/bench and figures/bench'
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
 	@echo
 	@echo 'PROFILE=$(PROFILE)  smoke (seconds), digits (minutes on a CPU), small (a GPU, or hours), paper (a large GPU)'
@@ -68,7 +70,21 @@ $(FIGURES): $(RUNS)
 	@$(BIN)/python -m cldiff.execute $(PLAN)/jobs.json $@
 
 test: setup-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
+
+check-paper: setup-test
+	$(BIN)/python -m pytest -rf tests/test_targets.py --results results/$(PROFILE)
+
+setup-bench: $(VENV)/.installed-bench
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@touch $@
+
+# All cores, and the profile that fits the machine unless PROFILE is given.
+bench: setup-bench
+	env -u OMP_NUM_THREADS $(BIN)/python tests/bench.py --device $(DEVICE) $(if $(filter command environment,$(origin PROFILE)),--profile $(PROFILE))
+	$(BIN)/python -c "from cldiff.execute import execute; execute('notebooks/bench.ipynb', 'figures/bench/bench.ipynb', {})"
 
 lab: setup
 	cd notebooks && $(BIN)/jupyter lab

@@ -1,11 +1,17 @@
-"""Every run and every figure of every profile, listed once. `python -m cldiff.grid PROFILE` prints the runs."""
+"""Every run and every figure of every profile, listed once. `python -m cldiff.grid PROFILE` prints the runs,
+`python -m cldiff.grid run PROFILE` makes those that are pending, without Jupyter."""
 
 import argparse
 import dataclasses
 import json
+import math
+import signal
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .runs import ResultError, Run, read_result, write_atomically
 
@@ -109,19 +115,93 @@ def write_plan(profile: str, found: dict[str, dict]) -> None:
     write_atomically(folder / "targets.mk", lambda p: p.write_text("".join(lines)))
 
 
+def run_pending(profile: str, seeds: int, out: Path, device: str, data: str, budget: float = math.inf) -> int:
+    """Trains, measures and saves the runs of a profile that are not in `out`, one after the other, as run.ipynb does.
+
+    Stops before `budget` seconds are over, and on SIGTERM or Ctrl-C, with a checkpoint to continue from. Returns how many
+    runs are left. Runs that another process works on are left to it.
+    """
+    from tqdm import tqdm
+
+    from .measure import Measurer
+    from .tasks import load_tasks
+    from .train import pick_device, train
+    end, asked = time.monotonic() + budget, []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.append(True))
+    pending = [run for run in reversed(runs(profile, seeds)) if not (out / run.name / "result.json").exists()]
+    for run in pending:
+        folder = out / run.name
+        (out / "locks").mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(out / "locks" / f"{run.name}.lock", timeout=0).acquire()
+        except Timeout:
+            continue
+        with lock:
+            if (folder / "result.json").exists():
+                continue
+            tasks = load_tasks(run.dataset, data)
+            measure = Measurer(run, tasks, data, pick_device(device))
+            if measure.missing:
+                print(measure.missing, file=sys.stderr)
+            longest, started = {}, time.monotonic()  # seconds of a step by kind: without and with measuring
+            with tqdm(total=len(tasks) * run.steps, unit="step", desc=f"{run.dataset}, {run.label}") as bar:
+                for step in train(run, tasks, folder, measure.device):
+                    measure(step)
+                    bar.update(step.total - bar.n)
+                    kind = step.step % run.curve_every == 0, step.step == run.steps
+                    longest[kind] = max(longest.get(kind, 0), time.monotonic() - started)
+                    started = time.monotonic()
+                    next_kind = (step.step + 1) % run.curve_every == 0, step.step + 1 == run.steps
+                    margin = 5 + 2 * longest.get(next_kind, max(longest.values()))
+                    if asked or started + margin > end:
+                        if step.total < len(tasks) * run.steps:
+                            step.learner.save(step.learner.checkpoint)
+                            return left(profile, seeds, out)
+            measure.save(folder, step.learner)
+        if asked or time.monotonic() > end:
+            break
+    return left(profile, seeds, out)
+
+
+def left(profile: str, seeds: int, out: Path) -> int:
+    return sum(not (out / run.name / "result.json").exists() for run in runs(profile, seeds))
+
+
+def seconds(text: str) -> float:
+    """"90s", "9m" or "2h" in seconds."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in ("s", "m", "h") or not number.replace(".", "", 1).isdigit() or not float(number):
+        raise ValueError(f"budget {text!r}: expected a number and s, m or h, for example 9m")
+    return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+
+
 def main() -> None:
+    making = sys.argv[1:2] == ["run"]
     parser = argparse.ArgumentParser(prog="python -m cldiff.grid", description=__doc__)
     parser.add_argument("profile", help=f"one of {', '.join(PROFILES)}")
     parser.add_argument("--seeds", type=int, default=1, help="repetitions of each run (default 1)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--plan", action="store_true", help="move results away that cannot be read, and write make's plan")
+    if making:
+        parser.add_argument("--budget", help="stop before this much time is over: 90s, 9m, 2h; called again, it continues")
+        parser.add_argument("--out", type=Path, help="folder of results (default results/PROFILE)")
+        parser.add_argument("--data", default="data", help="folder of data sets (default data)")
+    else:
+        parser.add_argument("--plan", action="store_true", help="move results away that cannot be read, write make's plan")
     parser.error = lambda message: sys.exit(f"error: {message}")  # one line, without the usage
-    words = parser.parse_args()
+    words = parser.parse_args(sys.argv[1 + making:])
+    from .features import FeatureError
+    from .tasks import DataError
     from .train import pick_device
     try:
         pick_device(words.device)
         found = jobs(words.profile, words.seeds, words.device)
-    except ValueError as error:
+        if making:
+            rest = run_pending(words.profile, words.seeds, words.out or Path("results", words.profile), words.device,
+                               words.data, seconds(words.budget) if words.budget else math.inf)
+            print(f"{rest} of {len(runs(words.profile, words.seeds))} runs are left" + (": call again to continue" if rest else ""))
+            return
+    except (ValueError, OSError, DataError, FeatureError, ResultError) as error:
         sys.exit(f"error: {error}")
     if words.plan:
         set_aside_damaged(words.profile, words.seeds)

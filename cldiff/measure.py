@@ -20,7 +20,7 @@ from .features import FeatureError, load_inception, load_lenet, real_features
 from .methods.replay import buffer
 from .runs import FILES, PROTOCOL, TABLES, ResultError, Run, file_sha256, write_atomically
 from .tasks import Task, data_sha256, to_uint8
-from .train import Learner, Step
+from .train import CHECKPOINT, Learner, Step, before
 
 SHOWN = 10  # samples of each task that samples.png shows
 
@@ -177,4 +177,5 @@ def save_result(folder: Path, run: Run, tables: dict[str, list[dict]], samples: 
               "accuracy": accuracy or {},  # of the extractors' classifiers, on test images
               "sha256": {**sha256, **{name: file_sha256(folder / name) for name in FILES[:-1]}}}
     write_atomically(folder / "result.json", lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    for path in (folder / CHECKPOINT, before(folder / CHECKPOINT)):
+        path.unlink(missing_ok=True)

@@ -2,8 +2,10 @@
 
 import copy
 import hashlib
+import io
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +22,7 @@ from .tasks import Task, to_model
 from .unet import UNet
 
 
+CHECKPOINT = "checkpoint.pt"  # in the folder of a run that is not finished
 MEASURED = ("scores", "curves", "bootstrap", "samples", "seconds")  # what a Measurer leaves in a Learner
 
 
@@ -47,13 +50,14 @@ def pick_device(name: str) -> torch.device:
 class Learner:
     """All that training changes: network, average, optimiser, method; and what was measured on the way.
 
-    `task` is the index of the current task, `step` the steps done in it.
+    `task` is the index of the current task, `step` the steps done in it, `checkpoint` where to save at any moment.
     """
 
     def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu"):
         self.run, self.tasks, self.device = run, tasks, torch.device(device)
         self.diffusion = Diffusion(run.timesteps, device=self.device)
         self.task, self.step = 0, 0
+        self.checkpoint: Path | None = None
         self.scores: list[dict] = []
         self.curves: list[dict] = []
         self.bootstrap: list[dict] = []
@@ -155,49 +159,76 @@ class Learner:
             setattr(self, name, state[name])
 
     def save(self, path: Path) -> None:
-        write_atomically(path, lambda temporary: torch.save(self.state_dict(), temporary))
+        """A checkpoint behind its SHA-256; the one before stays beside it. For after a step has been measured."""
+        content = io.BytesIO()
+        torch.save(self.state_dict(), content)
+        content = content.getbuffer()
+        if path.exists():
+            os.replace(path, before(path))
+        write_atomically(path, lambda temporary: temporary.write_bytes(hashlib.sha256(content).digest() + content))
 
-    def load(self, path: Path) -> None:
-        self.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
+    def load(self, path: Path) -> bool:
+        """Continues from a checkpoint, or from the one before where it is damaged; False if there is none to use."""
+        for candidate in (path, before(path)):
+            if not candidate.exists():
+                continue
+            content = candidate.read_bytes()
+            if hashlib.sha256(content[32:]).digest() == content[:32]:
+                self.load_state_dict(torch.load(io.BytesIO(content[32:]), map_location=self.device, weights_only=True))
+                return True
+            warnings.warn(f"{candidate} is damaged and not used; an earlier state is", stacklevel=2)
+        return False
 
 
-def train(run: Run, tasks: list[Task], folder: Path | str | None = None,
-          device: str | torch.device = "cpu") -> Iterator[Step]:
+def before(path: Path) -> Path:
+    """Where the checkpoint before this one is kept."""
+    return path.with_suffix(".before.pt")
+
+
+def train(run: Run, tasks: list[Task], folder: Path | str | None = None, device: str | torch.device = "cpu",
+          checkpoint_steps: int = 1000, checkpoint_seconds: float = 300) -> Iterator[Step]:
     """Trains a run and yields after each optimiser step; the caller measures, draws and stops as it likes.
 
-    folder: where the run's checkpoint is kept, written between two tasks, after the caller has measured the first; a
-    run that finds one continues from there, to the same result bit for bit. The state after the first task is kept
-    beside the run folders for all methods to share. Without a folder nothing is kept.
+    folder: where checkpoints are kept, after so many steps or seconds and between two tasks, once the caller has measured
+    the step; a run that finds one continues from there, to the same result bit for bit. What belongs to the first task is
+    kept beside the run folders, for all methods to share. Without a folder nothing is kept.
     """
     if run.deterministic:  # for this process, as torch has it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     learner = Learner(run, tasks, device)
-    if folder is not None:
-        checkpoint = Path(folder) / "checkpoint.pt"
+    every = checkpoint_steps, checkpoint_seconds
+    path = None if folder is None else Path(folder) / CHECKPOINT
+    if path and not learner.load(path):
         first = Path(folder).parent / "first_task" / f"{run.first_task_name}.pt"
-        if checkpoint.exists():
-            learner.load(checkpoint)
-        else:
-            first.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(first.with_suffix(".lock")):  # runs that start together: one trains it, the others wait
-                if not first.exists():
-                    yield from _steps(learner)
-                    learner.save(first)
-            learner.load(first)
+        begun = first.with_suffix(".begun.pt")
+        first.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(first.with_suffix(".lock")):  # runs that start together: one trains it, the others wait
+            if not learner.load(first):
+                learner.load(begun)
+                yield from _steps(learner, begun, *every)
+                learner.save(first)
+                for left in (begun, before(begun)):
+                    left.unlink(missing_ok=True)
+        learner.load(first)
     while True:
-        yield from _steps(learner)
+        yield from _steps(learner, path, *every)
         if learner.task == len(tasks) - 1:
             return
-        if folder is not None and learner.task > 0:
-            learner.save(checkpoint)
+        if path and learner.task > 0:
+            learner.save(path)
         learner.next_task()
 
 
-def _steps(learner: Learner) -> Iterator[Step]:
+def _steps(learner: Learner, path: Path | None, checkpoint_steps: int, checkpoint_seconds: float) -> Iterator[Step]:
     """What is left of the current task."""
+    learner.checkpoint, saved = path, time.monotonic()
     while learner.step < learner.run.steps:
         start = time.perf_counter()
         loss = learner.update()
         learner.seconds["train"] += time.perf_counter() - start
         yield Step(learner.task, learner.step, loss, learner)
+        due = learner.step % checkpoint_steps == 0 or time.monotonic() - saved > checkpoint_seconds
+        if path and due and learner.step < learner.run.steps:
+            learner.save(path)
+            saved = time.monotonic()

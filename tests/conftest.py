@@ -3,8 +3,10 @@ from functools import lru_cache
 
 import pytest
 import torch
+from torch import nn
 
 from cldiff import load_tasks
+from cldiff.features import INCEPTION
 from cldiff.runs import Run
 from cldiff.tasks import Split
 from cldiff.train import train
@@ -14,6 +16,10 @@ torch.set_num_threads(1)
 TINY = dict(steps=4, batch=8, learning_rate=5e-3, channels=8, multipliers=(1,), blocks=1, attention=4, buffer=5,
             pool=6, pool_steps=2, samples=16, sample_steps=2, bound_terms=4, bound_images=8, curve_every=2,
             curve_images=8, early=50, late=300)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--results", help="folder of finished runs, for test_targets.py")
 
 
 def tiny(method="finetune", **changes) -> Run:
@@ -68,3 +74,24 @@ def trained(three):
     """trained(method, **changes): the weights after each of three tasks. Trained once for all tests, not to be changed.
     """
     return lru_cache(lambda method, **changes: weights_after_tasks(tiny(method, **{"steps": 2, **changes}), three))
+
+
+class StandIn(nn.Module):
+    """As NVIDIA's TorchScript: `layers` takes images of 299 pixels scaled to about [-1, 1] and returns 2,048 features."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(108, 2048), nn.ReLU())
+
+    def forward(self, x, return_features: bool = False):
+        return self.layers(x)
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """A folder with the stand-in where Inception's weights go."""
+    folder = tmp_path_factory.mktemp("inception")
+    with torch.random.fork_rng():
+        torch.jit.script(StandIn().eval()).save(str(folder / INCEPTION))
+    return folder

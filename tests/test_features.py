@@ -5,7 +5,6 @@ import pytest
 import torch
 from conftest import same, tiny, with_noise_held_out
 from PIL import Image
-from torch import nn
 
 from cldiff import Measurer, features
 from cldiff.features import INCEPTION, LENETS, FeatureError, load_inception, load_lenet
@@ -64,27 +63,6 @@ def test_a_missing_lenet_is_named():
 
 
 # Inception, with a network of the same interface in the place of its weights
-
-
-class StandIn(nn.Module):
-    """As NVIDIA's TorchScript: `layers` takes images of 299 pixels scaled to about [-1, 1] and returns 2,048 features."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.AdaptiveAvgPool2d(6), nn.Flatten(), nn.Linear(108, 2048), nn.ReLU())
-
-    def forward(self, x, return_features: bool = False):
-        return self.layers(x)
-
-
-@pytest.fixture(scope="session")
-def stand_in(tmp_path_factory):
-    """A folder with the stand-in where Inception's weights go."""
-    folder = tmp_path_factory.mktemp("inception")
-    with torch.random.fork_rng():
-        torch.jit.script(StandIn().eval()).save(str(folder / INCEPTION))
-    return folder
 
 
 @pytest.fixture

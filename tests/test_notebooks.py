@@ -105,13 +105,36 @@ def test_notebook_source_is_clean(path):
 
 def test_every_notebook_is_executed_by_a_test():
     executed = {Path(job["notebook"]).stem for profile in ("smoke", "paper", "digits-sweep") for job in jobs(profile).values()}
-    assert {path.stem for path in NOTEBOOKS} == executed | {"tutorial_1"}
+    assert {path.stem for path in NOTEBOOKS} == executed | {"tutorial_1", "bench"}  # bench: by test_bench.py
 
 
 def test_table_2_is_drawn(paper, tmp_path):
     execute(ROOT / "notebooks" / "table_2.ipynb", tmp_path / "table_2.ipynb",
             {"dataset": "digits", "results": str(paper / "results/smoke"), "figures": str(tmp_path)})
     assert (tmp_path / "table_2.md").read_text() == (paper / "figures/smoke/table_1.md").read_text()
+
+
+def test_a_run_with_inception_shows_both_extractors_and_without_its_weights_one_line(stand_in, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "https_proxy": "http://127.0.0.1:9"}  # no way to a download
+    run = next(job for job in jobs("smoke").values() if job["parameters"].get("method") == "finetune")
+    with_and_without = {"with": stand_in, "without": tmp_path / "empty"}
+    pending = {name: {"notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / f"{name}.ipynb"),
+                      "parameters": {**run["parameters"], "inception": True, "results": str(tmp_path / name), "data": str(data)}}
+               for name, data in with_and_without.items()}
+    (tmp_path / "jobs.json").write_text(json.dumps(pending))
+    columns = {}
+    for name in pending:
+        done = subprocess.run([sys.executable, "-m", "cldiff.execute", str(tmp_path / "jobs.json"), name],
+                              capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stderr.splitlines() if "Inception features" in line]
+        assert len(lines) == (name == "without")
+        execute(ROOT / "notebooks" / "table_protocols.ipynb", tmp_path / f"table-{name}.ipynb",
+                {"dataset": "digits", "results": str(tmp_path / name), "figures": str(tmp_path / name)})
+        columns[name] = (tmp_path / name / "table_protocols.md").read_text().splitlines()[0]
+    assert "put NVIDIA's inception-2015-12-05.pt there" in lines[0] and str(tmp_path / "empty") in lines[0]
+    assert "Inception FID" in columns["with"] and "Inception" not in columns["without"]
+    assert all("KID" in row and "recall" in row for row in columns.values())
 
 
 @pytest.mark.parametrize("dataset, source", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])

@@ -1,3 +1,5 @@
+import hashlib
+import io
 import math
 import pickle
 from pathlib import Path
@@ -137,6 +139,58 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one_bit_for_bit(method, t
     assert record(resumed.learner) == record(step.learner)
 
 
+@pytest.mark.parametrize("every", [{"checkpoint_steps": 2}, {"checkpoint_seconds": 0}])
+def test_a_run_continues_inside_a_task(every, three, tmp_path):
+    run = tiny("replay", steps=5)
+    for step in train(run, three):
+        measured(step)
+    began = []
+    for stop in (4, 9, 13, 15):
+        totals = []
+        for resumed in train(run, three, tmp_path / "run", **every):
+            measured(resumed)
+            totals.append(resumed.total)
+            if resumed.total == stop:  # before the checkpoint that the generator would write now
+                break
+        began.append(totals[0])
+    assert began == ([1, 3, 8, 13] if "checkpoint_steps" in every else [1, 4, 9, 13])
+    assert same(weights(resumed.learner), weights(step.learner))
+    assert record(resumed.learner) == record(step.learner)
+    assert [path.name for path in (tmp_path / "first_task").glob("*.pt")] == [f"{run.first_task_name}.pt"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(three, tmp_path):
+    run, path = tiny("replay", steps=4), tmp_path / "run" / "checkpoint.pt"
+    for step in train(run, three):
+        measured(step)
+    for stopped in train(run, three, tmp_path / "run", checkpoint_steps=1):
+        measured(stopped)
+        if stopped.total == 8:  # checkpoints of steps 6 and 7
+            break
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{path.name} is damaged"):
+        steps = train(run, three, tmp_path / "run")
+        first = next(steps)
+    assert first.total == 7
+    measured(first)
+    for resumed in steps:
+        measured(resumed)
+    assert same(weights(resumed.learner), weights(step.learner)) and record(resumed.learner) == record(step.learner)
+
+
+def test_with_no_good_checkpoint_the_run_starts_after_the_first_task(three, tmp_path):
+    run = tiny("replay", steps=2)
+    for stopped in train(run, three, tmp_path / "run", checkpoint_steps=1):
+        if stopped.total == 5:
+            break
+    for name in ("checkpoint.pt", "checkpoint.before.pt"):
+        (tmp_path / "run" / name).write_bytes(b"cut")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert next(train(run, three, tmp_path / "run")).total == 3
+
+
 def test_methods_share_the_first_task_and_what_was_measured_in_it(three, tmp_path, trained):
     for step in train(tiny("finetune", steps=2), three, tmp_path / "one"):
         measured(step)
@@ -158,10 +212,10 @@ def test_another_seed_trains_its_own_first_task(three, tmp_path):
 def test_checkpoints_hold_nothing_that_only_pickle_can_read(three, tmp_path):
     for step in train(tiny("replay", steps=1), three, tmp_path / "run"):
         measured(step)
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    state = torch.load(io.BytesIO((tmp_path / "run" / "checkpoint.pt").read_bytes()[32:]), weights_only=True)
     assert (state["task"], state["step"]) == (1, 1) and state["method"] and state["scores"]
     (first,) = (tmp_path / "first_task").glob("*.pt")
-    assert torch.load(first, weights_only=True)["task"] == 0
+    assert torch.load(io.BytesIO(first.read_bytes()[32:]), weights_only=True)["task"] == 0
 
 
 class Harmful:
@@ -174,7 +228,10 @@ class Harmful:
 
 def test_code_in_a_checkpoint_is_not_executed(three, tmp_path):
     (tmp_path / "run").mkdir()
-    torch.save({"task": Harmful(tmp_path / "harm")}, tmp_path / "run" / "checkpoint.pt")
+    content = io.BytesIO()
+    torch.save({"task": Harmful(tmp_path / "harm")}, content)
+    digest = hashlib.sha256(content.getvalue()).digest()
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(digest + content.getvalue())
     with pytest.raises(pickle.UnpicklingError):
         next(train(tiny(), three, tmp_path / "run"))
     assert not (tmp_path / "harm").exists()

@@ -1,0 +1,102 @@
+"""`python -m cldiff.grid run`: the runs of a profile without Jupyter, stopped and killed and called again."""
+
+import dataclasses
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import tiny
+
+from cldiff import grid
+from cldiff.grid import run_pending, seconds
+from cldiff.runs import FILES
+
+BITS = FILES[:-1]  # result.json holds times
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in BITS}
+
+
+@pytest.fixture
+def two(monkeypatch):
+    """A profile of two short runs."""
+    found = [tiny("finetune", steps=2), tiny("replay", steps=2)]
+    monkeypatch.setattr(grid, "runs", lambda profile, seeds: found)
+    monkeypatch.setattr(grid.signal, "signal", lambda *_: None)
+    return found
+
+
+def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tmp_path):
+    assert run_pending("any", 1, tmp_path / "whole", "cpu", "data") == 0
+    calls, left = 0, 2
+    while left:
+        left = run_pending("any", 1, tmp_path / "pieces", "cpu", "data", budget=0)
+        calls += 1
+    assert calls == 10 + 8  # one step a call; the first task is shared
+    for run in two:
+        assert contents(tmp_path / "whole" / run.name) == contents(tmp_path / "pieces" / run.name)
+        assert {path.name for path in (tmp_path / "pieces" / run.name).iterdir()} == set(FILES)
+
+
+def test_a_run_that_another_process_works_on_is_left_to_it(two, tmp_path):
+    (tmp_path / "locks").mkdir()
+    with grid.FileLock(tmp_path / "locks" / f"{two[0].name}.lock"):
+        assert run_pending("any", 1, tmp_path, "cpu", "data") == 1
+    assert not (tmp_path / two[0].name).exists() and (tmp_path / two[1].name / "result.json").exists()
+
+
+def command(out: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "cldiff.grid", "run", "smoke", "--device", "cpu", "--out", str(out), *words]
+
+
+def test_killed_at_random_moments_it_leaves_the_same_results(tmp_path):
+    """Processes, and what is on the disk when they are killed. The smoke profile takes 20 to 40 seconds."""
+    assert subprocess.run(command(tmp_path / "whole"), capture_output=True).returncode == 0
+    moments = random.Random(0)
+    for _ in range(4):
+        process = subprocess.Popen(command(tmp_path / "killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(moments.uniform(4, 12))
+        process.kill()
+        process.wait()
+    done = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "0 of 5 runs are left\n"
+    for run in grid.runs("smoke"):
+        assert contents(tmp_path / "whole" / run.name) == contents(tmp_path / "killed" / run.name)
+
+
+def test_asked_to_stop_it_says_how_to_continue(tmp_path):
+    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while "0/20" not in process.stderr.read(1) + process.stderr.readline(200):
+        pass
+    process.terminate()
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and out.endswith("runs are left: call again to continue\n")
+    assert list(tmp_path.glob("first_task/*.begun.pt")) or list(tmp_path.glob("*/checkpoint.pt"))
+
+
+@pytest.mark.parametrize("text, expected", [("90s", 90), ("9m", 540), ("1.5h", 5400)])
+def test_budget_in_seconds(text, expected):
+    assert seconds(text) == expected
+
+
+@pytest.mark.parametrize("text", ["9", "m", "", "9d", "-1m", "0s", "1e3s", "nans", "1.2.3m"])
+def test_a_budget_without_a_unit_or_a_number_is_refused(text):
+    with pytest.raises(ValueError, match="expected a number and s, m or h"):
+        seconds(text)
+
+
+def test_bad_words_are_one_line(tmp_path):
+    for words, message in ((["--budget", "9"], "budget '9': expected"), (["--budgt", "9m"], "--budgt"),
+                           (["--out", "/proc/nowhere"], "/proc/nowhere")):
+        done = subprocess.run(command(tmp_path / "out", *words), capture_output=True, text=True)
+        assert done.returncode == 1 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_runs_are_those_of_the_profile_in_the_grid(tmp_path):
+    assert [dataclasses.asdict(run) for run in grid.runs("smoke")] == [
+        {k: tuple(v) if isinstance(v, list) else v for k, v in job["parameters"].items() if k not in ("results", "device")}
+        for job in reversed([job for job in grid.jobs("smoke").values() if job["notebook"].endswith("run.ipynb")])]

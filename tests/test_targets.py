@@ -1,0 +1,101 @@
+"""targets.csv: numbers published by others or fixed by mathematics. Rows of `check` "results" are checked by
+`make check-paper PROFILE=...`, against finished runs."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cldiff import Diffusion, UNet, load_scores, load_tasks
+from cldiff.diffusion import VARIANCES, log_likelihood
+from cldiff.features import load_lenet
+from cldiff.metrics import frechet_distance, summarise
+from cldiff.runs import load_results
+
+ROWS = list(csv.DictReader(open(Path(__file__).parent / "targets.csv")))
+D = Diffusion()
+
+
+def images(dataset: str, root: Path) -> int:
+    if dataset != "digits" and not (root / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[dataset]).exists():
+        pytest.skip(f"{root} does not hold {dataset}")
+    return sum(len(split) for task in load_tasks(dataset, root) for split in (task.train, task.validation, task.test))
+
+
+def variance_bits(variance: str) -> float:
+    ratio = D.posterior_variance[1:] / Diffusion(variance=variance).reverse_variance[1:]
+    return (0.5 * (ratio - 1 - ratio.log()) / math.log(2)).sum().item()
+
+
+def prior_bits() -> float:
+    white = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    return D.bits_per_dim(lambda x, t: x, white, terms=1)[1].item()
+
+
+def uniform_bits() -> float:
+    """A Gaussian so wide that it is flat over the inner pixel values, in units of their total probability."""
+    pixels = torch.arange(1, 255, dtype=torch.float64) / 127.5 - 1
+    p = log_likelihood(pixels, torch.zeros(()), torch.tensor(1e5, dtype=torch.float64)).exp()
+    return -(p / p.sum() * 254 / 256).log2().mean().item()
+
+
+def all_values() -> float:
+    pixels = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    return log_likelihood(pixels, torch.tensor(0.3), torch.tensor(0.05, dtype=torch.float64)).exp().sum().item()
+
+
+def cifar10_parameters() -> int:
+    """Without the weights of the one-hot task vector, which Ho et al. do not have."""
+    net = UNet(32, 5, 128, (1, 2, 2, 2), blocks=2, attention=16, colours=3)
+    return sum(p.numel() for p in net.parameters()) - 5 * net.embed[0].out_features
+
+
+FOUND = {
+    "posterior_variance_487": lambda _: D.posterior_variance[487].item(),
+    "posterior_variance_999": lambda _: D.posterior_variance[999].item(),
+    "alpha_bar_last": lambda _: D.alpha_bar[-1].item(),
+    "prior_bits_of_white": lambda _: prior_bits(),
+    **{f"bits_of_variance_{v}": (lambda _, v=v: variance_bits(v)) for v in VARIANCES},
+    "likelihood_of_all_pixel_values": lambda _: all_values(),
+    "bits_of_uniform_pixels": lambda _: uniform_bits(),
+    "frechet_distance_of_gaussians": lambda _: frechet_distance([0, 0], np.eye(2), [3, 4], 4 * np.eye(2)),
+    "unet_parameters_cifar10": lambda _: cifar10_parameters(),
+    **{f"{d}_images": (lambda root, d=d: images(d, root)) for d in ("digits", "mnist", "fashion_mnist")},
+    **{f"lenet_accuracy_{d}": (lambda _, d=d: load_lenet(d).accuracy) for d in ("digits", "mnist", "fashion_mnist")},
+}
+
+
+def check(row: dict, found: float) -> None:
+    value, tolerance = float(row["value"]), float(row["tolerance"])
+    good = {"equal": abs(found - value) <= tolerance, "at least": found >= value, "at most": found <= value}
+    assert good[row["relation"]], f"{row['name']} is {found}, expected {row['relation']} {value} (± {tolerance}): {row['source']}"
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row["check"] == "test"], ids=lambda row: row["name"])
+def test_target(row, pytestconfig):
+    check(row, FOUND[row["name"]](pytestconfig.rootpath / "data"))
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row["check"] == "results"], ids=lambda row: row["name"])
+def test_results(row, pytestconfig):
+    results = pytestconfig.getoption("--results")
+    if results is None:
+        pytest.skip("make check-paper checks the runs of a profile")
+    for path, result in load_results(results).items():
+        parameter = {"steps_per_task": "steps"}.get(row["name"], row["name"])
+        if parameter in result["run"]:
+            check(row, result["run"][parameter])
+    if row["name"] == "fid_of_real_images_over_finetuning":
+        for _, scores in load_scores(results).groupby("dataset"):
+            floor = scores[(scores.metric == "fid_floor") & (scores.split == "train")].value.mean()
+            summary = summarise(scores)
+            forgotten = summary[(summary.metric == "fid") & (summary.label == "Finetuning")].average.mean()
+            check(row, floor / forgotten)
+
+
+def test_every_target_is_checked():
+    assert {row["name"] for row in ROWS if row["check"] == "test"} == FOUND.keys()
+    assert all(row["source"] and row["check"] in ("test", "results") for row in ROWS)
