@@ -4,6 +4,7 @@ SEEDS   ?= 1
 CORES   := $(shell getconf _NPROCESSORS_ONLN)
 JOBS    ?= $(if $(filter paper,$(PROFILE)),1,$(CORES))
 DEVICE  ?= auto
+CHECKPOINT ?= 300
 VENV    ?= .venv
 PYTHON  ?= python3
 
@@ -16,13 +17,14 @@ export SOURCE_DATE_EPOCH := 1704067200
 export PYTHONUTF8 := 1
 
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-test setup-bench paper targets test check-paper bench lab clean
+.PHONY: help setup setup-test setup-bench paper targets test test-faults check-paper bench lab clean
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
 	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make test     the tests'
+	@echo 'make test-faults  kills a paper 100 times and compares it with an undisturbed one'
 	@echo 'make check-paper  finished runs of PROFILE against the paper'"'"'s protocol and tests/targets.csv'
 	@echo 'make bench    training, sampling, bound and FID against other libraries; results/bench and figures/bench'
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
@@ -31,6 +33,7 @@ help:
 	@echo 'SEEDS=$(SEEDS)         repetitions of each run'
 	@echo 'JOBS=$(JOBS)          runs at the same time'
 	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda'
+	@echo 'CHECKPOINT=$(CHECKPOINT)  seconds of training that a kill can cost, at most'
 	@echo 'VENV=$(VENV)      another environment, for example one shared between clones'
 
 setup: $(VENV)/.installed
@@ -49,7 +52,7 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 paper: setup
 	@[ "$(JOBS)" -ge 1 ] 2>/dev/null || { echo 'error: JOBS=$(JOBS): expected an integer of at least 1' >&2; exit 1; }
-	@$(BIN)/python -m cldiff.grid $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --plan
+	@$(BIN)/python -m cldiff.grid $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --checkpoint $(CHECKPOINT) --plan
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
 
 # Below, only the make that `paper` starts: the plan lists RUNS and FIGURES. A run is made when its result is not there,
@@ -71,6 +74,10 @@ $(FIGURES): $(RUNS)
 
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
+
+# 100 kills at random moments of a whole paper, compared with an undisturbed one.
+test-faults: setup-test
+	$(BIN)/python tests/faults.py --profile $(PROFILE)
 
 check-paper: setup-test
 	$(BIN)/python -m pytest -rf tests/test_targets.py --results results/$(PROFILE)

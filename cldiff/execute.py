@@ -44,11 +44,12 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
     Progress goes to stderr. Raises ExecutionError with one line if a parameter is wrong or a cell fails; the notebook
     up to the failing cell is then kept beside the output as *.failed.ipynb.
     """
+    from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
     notebook, output = Path(notebook), Path(output)
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
-    failed = output.with_suffix(".failed.ipynb")
+    begun = output.with_name(f".{os.getpid()}-{output.name}")  # its own, should another process make the same target
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # silences a warning of the kernel's debugger
     if not sys.stderr.isatty():
         os.environ["TQDM_MININTERVAL"] = "60"  # one line a minute in a log file
@@ -57,14 +58,22 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
             warnings.simplefilter("ignore")
             # Unix sockets of its own instead of ports: kernels that start at the same time cannot collide.
             config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
-            execute_notebook(str(notebook), str(failed), parameters, cwd=str(notebook.parent), kernel_name="python3",
+            execute_notebook(str(notebook), str(begun), parameters, cwd=str(notebook.parent), kernel_name="python3",
                              progress_bar=False, stderr_file=_Progress(), config=config,
                              extra_arguments=["--log-level=50"])
     except PapermillExecutionError as error:
         text = f"{error.ename}: {error.evalue}".splitlines()[0]
+        failed = output.with_suffix(".failed.ipynb")
+        os.replace(begun, failed)
         raise ExecutionError(f"{notebook.name}: {text} (up to there: {failed})") from None
-    clean(failed)
-    os.replace(failed, output)
+    except DeadKernelError:
+        raise ExecutionError(f"{notebook.name}: its kernel died, killed or out of memory; run it again to continue, with fewer "
+                             "JOBS or a smaller batch if memory was short") from None
+    else:
+        clean(begun)
+        os.replace(begun, output)
+    finally:
+        begun.unlink(missing_ok=True)
 
 
 class _Progress:

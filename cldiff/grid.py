@@ -11,9 +11,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from .runs import ResultError, Run, read_result, write_atomically
+from .runs import ResultError, Run, claim, read_result, write_atomically
 
 # The rows of the tables: a name of METHODS and, where the row is not at the method's default, its weight.
 ROWS = (
@@ -73,7 +73,7 @@ def runs(profile: str, seeds: int = 1) -> list[Run]:
             for dataset in p.datasets for seed in range(seeds) for method, weight in p.rows]
 
 
-def jobs(profile: str, seeds: int = 1, device: str = "auto") -> dict[str, dict]:
+def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 300) -> dict[str, dict]:
     """What each target of make is made from: {target: {notebook, output, parameters}}, runs first, the long ones of them
     (replay, the last rows) before the short ones, so that no core waits at the end."""
     found = {}
@@ -81,7 +81,8 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto") -> dict[str, dict]:
         folder = f"results/{profile}/{run.name}"
         found[f"{folder}/result.json"] = {
             "notebook": "notebooks/run.ipynb", "output": f"{folder}/run.ipynb",
-            "parameters": {**dataclasses.asdict(run), "results": f"../results/{profile}", "device": device}}
+            "parameters": {**dataclasses.asdict(run), "results": f"../results/{profile}", "device": device,
+                           "checkpoint_seconds": checkpoint}}
     for number, dataset in enumerate(PROFILES[profile].datasets):
         table = TABLES[dataset]
         for name in (table, *FIGURES) if PROFILES[profile].rows is ROWS else ("sweep",):
@@ -132,9 +133,8 @@ def run_pending(profile: str, seeds: int, out: Path, device: str, data: str, bud
     pending = [run for run in reversed(runs(profile, seeds)) if not (out / run.name / "result.json").exists()]
     for run in pending:
         folder = out / run.name
-        (out / "locks").mkdir(parents=True, exist_ok=True)
         try:
-            lock = FileLock(out / "locks" / f"{run.name}.lock", timeout=0).acquire()
+            lock = claim(folder, wait=False)
         except Timeout:
             continue
         with lock:
@@ -187,21 +187,22 @@ def main() -> None:
         parser.add_argument("--out", type=Path, help="folder of results (default results/PROFILE)")
         parser.add_argument("--data", default="data", help="folder of data sets (default data)")
     else:
+        parser.add_argument("--checkpoint", type=int, default=300, help="seconds between two checkpoints (default 300)")
         parser.add_argument("--plan", action="store_true", help="move results away that cannot be read, write make's plan")
-    parser.error = lambda message: sys.exit(f"error: {message}")  # one line, without the usage
+    parser.error = lambda message: sys.exit(f"error: {' '.join(message.split())}")  # one line, without the usage
     words = parser.parse_args(sys.argv[1 + making:])
     from .features import FeatureError
     from .tasks import DataError
-    from .train import pick_device
+    from .train import TrainingError, pick_device
     try:
         pick_device(words.device)
-        found = jobs(words.profile, words.seeds, words.device)
+        found = jobs(words.profile, words.seeds, words.device, *([] if making else [words.checkpoint]))
         if making:
             rest = run_pending(words.profile, words.seeds, words.out or Path("results", words.profile), words.device,
                                words.data, seconds(words.budget) if words.budget else math.inf)
             print(f"{rest} of {len(runs(words.profile, words.seeds))} runs are left" + (": call again to continue" if rest else ""))
             return
-    except (ValueError, OSError, DataError, FeatureError, ResultError) as error:
+    except (ValueError, OSError, DataError, FeatureError, ResultError, TrainingError) as error:
         sys.exit(f"error: {error}")
     if words.plan:
         set_aside_damaged(words.profile, words.seeds)

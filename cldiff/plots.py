@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from .grid import ROWS
 from .metrics import DRAWS, compare, summarise, summarise_replicates
-from .runs import label, load_results
+from .runs import label, load_results, write_atomically
 
 PAGE = 7.2  # width of a page, inches
 ORDER = [label(method, weight) for method, weight in ROWS]
@@ -37,26 +38,22 @@ def present(labels) -> list[str]:
 
 
 def save_figure(figure, folder: str | Path, name: str) -> None:
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for kind in ("pdf", "png"):
-        figure.savefig(folder / f"{name}.{kind}")
+        write_atomically(Path(folder) / f"{name}.{kind}", partial(figure.savefig, format=kind))
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) -> str:
     """Writes name.md and name.tex and returns the Markdown; `note` says below the table what the numbers depend on."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
     markdown = "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{note}\n"
-    (folder / f"{name}.md").write_text(markdown)
     plain = str.maketrans({"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "%": r"\%", "_": r"\_", "≤": r"$\leq$"})
     bold = lambda text: re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)  # noqa: E731
     lines = [bold(" & ".join(row).translate(plain)) + r" \\" for row in (rows[0], *rows[2:])]
     columns = "l" + "r" * (len(table.columns) - 1)
-    (folder / f"{name}.tex").write_text("\n".join([
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
-        r"\end{tabular}", rf"\par\smallskip\footnotesize {note.translate(plain)}"]) + "\n")
+    tex = "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
+                     r"\end{tabular}", rf"\par\smallskip\footnotesize {note.translate(plain)}"]) + "\n"
+    for kind, text in (("md", markdown), ("tex", tex)):
+        write_atomically(Path(folder) / f"{name}.{kind}", lambda path: path.write_text(text))
     return markdown
 
 

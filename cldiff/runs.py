@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from .tasks import DATASETS
 
@@ -100,7 +101,7 @@ class Run:
             return
         kind = {"weight": float}.get(f.name, f.type)
         if kind is float and type(value) is int:
-            value = float(value)
+            value = float(value) if abs(value) < 1e300 else math.inf
             object.__setattr__(self, f.name, value)
         if type(value) is not kind:
             raise TypeError(f"{f.name}={value!r}: expected {'an' if kind is int else 'a'} {kind.__name__}, "
@@ -169,6 +170,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def claim(folder: Path, wait: bool = True) -> FileLock:
+    """The lock of a run, to be held while it is trained, measured and saved; it ends with its process. Raises Timeout
+    if another process holds it and wait is False."""
+    path = folder.parent / "locks" / f"{folder.name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    lock.acquire()
+    return lock
 
 
 class ResultError(RuntimeError):

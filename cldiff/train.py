@@ -23,7 +23,12 @@ from .unet import UNet
 
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run that is not finished
+CHECK_EVERY = 100  # steps between two looks at whether the loss is still a number
 MEASURED = ("scores", "curves", "bootstrap", "samples", "seconds")  # what a Measurer leaves in a Learner
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; the message says where it was and what to change."""
 
 
 class Step(NamedTuple):
@@ -158,6 +163,12 @@ class Learner:
         for name in ("task", "step", *MEASURED):
             setattr(self, name, state[name])
 
+    def check(self, loss: Tensor) -> None:
+        """Raises TrainingError if the loss or a parameter is no number any more. Waits for the GPU."""
+        if not torch.stack([loss, *(p.detach().sum() for p in self._weights)]).isfinite().all():
+            raise TrainingError(f"loss or parameters are no longer finite at step {self.step} of task {self.task + 1}: lower "
+                                f"learning_rate={self.run.learning_rate:g} or clip={self.run.clip:g}; the last checkpoint is kept")
+
     def save(self, path: Path) -> None:
         """A checkpoint behind its SHA-256; the one before stays beside it. For after a step has been measured."""
         content = io.BytesIO()
@@ -226,9 +237,12 @@ def _steps(learner: Learner, path: Path | None, checkpoint_steps: int, checkpoin
     while learner.step < learner.run.steps:
         start = time.perf_counter()
         loss = learner.update()
+        if learner.step % CHECK_EVERY == 0 or learner.step == learner.run.steps:
+            learner.check(loss)
         learner.seconds["train"] += time.perf_counter() - start
         yield Step(learner.task, learner.step, loss, learner)
         due = learner.step % checkpoint_steps == 0 or time.monotonic() - saved > checkpoint_seconds
         if path and due and learner.step < learner.run.steps:
+            learner.check(loss)
             learner.save(path)
             saved = time.monotonic()

@@ -85,3 +85,14 @@ def test_bad_run_ends_before_anything_is_loaded_or_written(tmp_path, changed, wo
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ") and words in lines[-1] and "Traceback" not in done.stderr
     assert not (tmp_path / "results").exists() and not (tmp_path / "data").exists()
+
+
+def test_a_kernel_that_dies_is_one_line_and_leaves_nothing(tmp_path):
+    path = tmp_path / "book.ipynb"
+    cells = [nbformat.v4.new_code_cell("a = 1"), nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+    with pytest.raises(ExecutionError, match="its kernel died"):
+        execute(path, tmp_path / "out" / "book.ipynb", {})
+    assert not list((tmp_path / "out").iterdir())

@@ -12,7 +12,7 @@ from conftest import tiny
 
 from cldiff import grid
 from cldiff.grid import run_pending, seconds
-from cldiff.runs import FILES
+from cldiff.runs import FILES, claim
 
 BITS = FILES[:-1]  # result.json holds times
 
@@ -43,8 +43,7 @@ def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tm
 
 
 def test_a_run_that_another_process_works_on_is_left_to_it(two, tmp_path):
-    (tmp_path / "locks").mkdir()
-    with grid.FileLock(tmp_path / "locks" / f"{two[0].name}.lock"):
+    with claim(tmp_path / two[0].name):
         assert run_pending("any", 1, tmp_path, "cpu", "data") == 1
     assert not (tmp_path / two[0].name).exists() and (tmp_path / two[1].name / "result.json").exists()
 
@@ -69,13 +68,14 @@ def test_killed_at_random_moments_it_leaves_the_same_results(tmp_path):
 
 
 def test_asked_to_stop_it_says_how_to_continue(tmp_path):
-    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    while "0/20" not in process.stderr.read(1) + process.stderr.readline(200):
-        pass
-    process.terminate()
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and out.endswith("runs are left: call again to continue\n")
-    assert list(tmp_path.glob("first_task/*.begun.pt")) or list(tmp_path.glob("*/checkpoint.pt"))
+    """Asked at the time of its first checkpoint, when four of five tasks are still to come."""
+    with subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(tmp_path.glob("first_task/*.pt")):
+            time.sleep(0.05)
+        process.terminate()
+        out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and out.endswith("runs are left: call again to continue\n"), errors
+    assert list(tmp_path.glob("*/checkpoint.pt"))
 
 
 @pytest.mark.parametrize("text, expected", [("90s", 90), ("9m", 540), ("1.5h", 5400)])
@@ -98,5 +98,5 @@ def test_bad_words_are_one_line(tmp_path):
 
 def test_the_runs_are_those_of_the_profile_in_the_grid(tmp_path):
     assert [dataclasses.asdict(run) for run in grid.runs("smoke")] == [
-        {k: tuple(v) if isinstance(v, list) else v for k, v in job["parameters"].items() if k not in ("results", "device")}
+        {k: tuple(v) if isinstance(v, list) else v for k, v in job["parameters"].items() if k not in ("results", "device", "checkpoint_seconds")}
         for job in reversed([job for job in grid.jobs("smoke").values() if job["notebook"].endswith("run.ipynb")])]

@@ -97,7 +97,7 @@ def test_run_notebook_has_every_parameter_of_a_run():
     book = nbformat.read(ROOT / "notebooks" / "run.ipynb", as_version=4)
     cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
     names = [line.split(" = ")[0] for line in cell.source.splitlines()]
-    assert names == ["results", "data", "device", *Run.names()[:1], "method", "weight", "seed", *Run.names()[4:]]
+    assert names == ["results", "data", "device", "checkpoint_seconds", *Run.names()[:1], "method", "weight", "seed", *Run.names()[4:]]
 
 
 @pytest.mark.parametrize("words, message", [

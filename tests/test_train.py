@@ -9,7 +9,7 @@ import torch
 from conftest import copied, same, tiny, weights, weights_after_tasks
 
 from cldiff.methods import METHODS, Method
-from cldiff.train import Learner, pick_device, train
+from cldiff.train import Learner, TrainingError, pick_device, train
 
 
 def test_train_yields_after_the_optimiser_step(three):
@@ -235,6 +235,36 @@ def test_code_in_a_checkpoint_is_not_executed(three, tmp_path):
     with pytest.raises(pickle.UnpicklingError):
         next(train(tiny(), three, tmp_path / "run"))
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("step", [3, 100])
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(step, three, tmp_path, monkeypatch):
+    """Found before it gets into a checkpoint, and after 100 steps where there is none."""
+    run, update = tiny(steps=200), Learner.update
+
+    def broken(self):
+        loss = update(self)
+        return loss * math.nan if self.step >= step else loss
+
+    monkeypatch.setattr(Learner, "update", broken)
+    with pytest.raises(TrainingError, match=f"no longer finite at step {step if step == 100 else 4} of task 1: lower"):
+        for done in train(run, three, tmp_path / "run", checkpoint_steps=2 if step == 3 else 1000):
+            pass
+    assert done.step == (4 if step == 3 else 99)
+    begun = list((tmp_path / "first_task").glob("*.begun.pt"))
+    assert len(begun) == (step == 3)
+    monkeypatch.setattr(Learner, "update", update)
+    assert next(train(run, three, tmp_path / "run")).step == (3 if step == 3 else 1)
+
+
+def test_parameters_that_are_no_numbers_stop_the_run(three):
+    learner = Learner(tiny(), three)
+    loss = learner.update()
+    learner.check(loss)
+    with torch.no_grad():
+        learner._weights[3].view(-1)[0] = math.inf
+    with pytest.raises(TrainingError, match="step 1 of task 1"):
+        learner.check(loss)
 
 
 # Average, optimiser, precision
