@@ -16,7 +16,6 @@ export OMP_NUM_THREADS := $(shell [ "$(JOBS)" -ge 1 ] 2>/dev/null && [ "$(JOBS)"
 export SOURCE_DATE_EPOCH := 1704067200
 export PYTHONUTF8 := 1
 
-.DELETE_ON_ERROR:
 .PHONY: help setup setup-test setup-bench paper targets test test-faults check-paper bench lab clean
 
 help:
@@ -59,6 +58,7 @@ paper: setup
 # whatever the times of files say; figures are drawn again when a result is newer.
 ifneq ($(filter targets,$(MAKECMDGOALS)),)
 include $(PLAN)/targets.mk
+.PRECIOUS: $(RUNS) $(FIGURES)  # written whole or not at all: nothing for make to delete when it is interrupted
 endif
 
 targets: $(FIGURES)

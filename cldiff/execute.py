@@ -8,6 +8,8 @@ end; nothing in it depends on the time or place of execution.
 import ast
 import json
 import os
+import shutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -49,31 +51,40 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
     notebook, output = Path(notebook), Path(output)
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
-    begun = output.with_name(f".{os.getpid()}-{output.name}")  # its own, should another process make the same target
+    existed = output.exists()
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # silences a warning of the kernel's debugger
     if not sys.stderr.isatty():
         os.environ["TQDM_MININTERVAL"] = "60"  # one line a minute in a log file
-    try:
-        with warnings.catch_warnings(), TemporaryDirectory(prefix="cldiff-") as sockets:
-            warnings.simplefilter("ignore")
-            # Unix sockets of its own instead of ports: kernels that start at the same time cannot collide.
-            config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+    with warnings.catch_warnings(), TemporaryDirectory(prefix="cldiff-") as folder:
+        warnings.simplefilter("ignore")
+        begun = Path(folder) / notebook.name
+        # Unix sockets of its own instead of ports: kernels that start at the same time cannot collide.
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+        try:
             execute_notebook(str(notebook), str(begun), parameters, cwd=str(notebook.parent), kernel_name="python3",
                              progress_bar=False, stderr_file=_Progress(), config=config,
                              extra_arguments=["--log-level=50"])
-    except PapermillExecutionError as error:
-        text = f"{error.ename}: {error.evalue}".splitlines()[0]
-        failed = output.with_suffix(".failed.ipynb")
-        os.replace(begun, failed)
-        raise ExecutionError(f"{notebook.name}: {text} (up to there: {failed})") from None
-    except DeadKernelError:
-        raise ExecutionError(f"{notebook.name}: its kernel died, killed or out of memory; run it again to continue, with fewer "
-                             "JOBS or a smaller batch if memory was short") from None
-    else:
+        except PapermillExecutionError as error:
+            text = f"{error.ename}: {error.evalue}".splitlines()[0]
+            failed = output.with_suffix(".failed.ipynb")
+            _put(begun, failed)
+            raise ExecutionError(f"{notebook.name}: {text} (up to there: {failed})") from None
+        except DeadKernelError:
+            raise ExecutionError(f"{notebook.name}: its kernel died, killed or out of memory; run it again to continue, with "
+                                 "fewer JOBS or a smaller batch if memory was short") from None
         clean(begun)
-        os.replace(begun, output)
+        if existed or not output.exists():  # else another process made it meanwhile, and this one found it made
+            _put(begun, output)
+
+
+def _put(source: Path, target: Path) -> None:
+    """Copies a file whole or not at all."""
+    temporary = target.with_name(f".{os.getpid()}-{target.name}")
+    try:
+        shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
     finally:
-        begun.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 class _Progress:
@@ -100,11 +111,14 @@ def clean(path: Path) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the kernel ends with this process
     try:
         jobs, target = sys.argv[1:]
         execute(**json.loads(Path(jobs).read_text())[target])
     except (ExecutionError, ValueError, KeyError, TypeError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: the same command again continues from the last checkpoint")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ LENETS = Path(__file__).parent / "lenet"  # trained once and kept with the packa
 EPOCHS = 8
 BATCH = 64
 INCEPTION = "inception-2015-12-05.pt"  # NVIDIA's TorchScript of the original network, as clean-fid loads it
+INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # asked of what is downloaded
 
 
 class FeatureError(RuntimeError):
@@ -78,6 +79,8 @@ def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Ext
         with FileLock(path.with_suffix(".lock")), TemporaryDirectory(dir=cache) as unfinished:
             if not path.exists():
                 check_download_inception(unfinished)
+                if file_sha256(Path(unfinished) / INCEPTION) != INCEPTION_SHA256:
+                    raise OSError("not the file that was expected")
                 (Path(unfinished) / INCEPTION).replace(path)
     except OSError as error:
         raise FeatureError(f"no Inception features: {path} is missing and its download failed ({type(error).__name__}); "

@@ -76,6 +76,8 @@ def runs(profile: str, seeds: int = 1) -> list[Run]:
 def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 300) -> dict[str, dict]:
     """What each target of make is made from: {target: {notebook, output, parameters}}, runs first, the long ones of them
     (replay, the last rows) before the short ones, so that no core waits at the end."""
+    if checkpoint < 1:
+        raise ValueError(f"checkpoint={checkpoint}: expected at least 1 second")
     found = {}
     for run in reversed(runs(profile, seeds)):
         folder = f"results/{profile}/{run.name}"

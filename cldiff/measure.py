@@ -20,7 +20,7 @@ from .features import FeatureError, load_inception, load_lenet, real_features
 from .methods.replay import buffer
 from .runs import FILES, PROTOCOL, TABLES, ResultError, Run, file_sha256, write_atomically
 from .tasks import Task, data_sha256, to_uint8
-from .train import CHECKPOINT, Learner, Step, before
+from .train import CHECKPOINT, Learner, Step, before, memory_of
 
 SHOWN = 10  # samples of each task that samples.png shows
 
@@ -44,10 +44,11 @@ class Measurer:
 
     def __call__(self, step: Step) -> None:
         start = time.perf_counter()
-        if step.step % self.run.curve_every == 0:
-            self._curves(step)
-        if step.step == self.run.steps:
-            self._scores(step.learner)
+        with memory_of(self.run, self.device):
+            if step.step % self.run.curve_every == 0:
+                self._curves(step)
+            if step.step == self.run.steps:
+                self._scores(step.learner)
         step.learner.seconds["measure"] += time.perf_counter() - start
 
     def _curves(self, step: Step) -> None:
@@ -177,5 +178,5 @@ def save_result(folder: Path, run: Run, tables: dict[str, list[dict]], samples: 
               "accuracy": accuracy or {},  # of the extractors' classifiers, on test images
               "sha256": {**sha256, **{name: file_sha256(folder / name) for name in FILES[:-1]}}}
     write_atomically(folder / "result.json", lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
-    for path in (folder / CHECKPOINT, before(folder / CHECKPOINT)):
+    for path in (folder / CHECKPOINT, before(folder / CHECKPOINT), *folder.glob(".*-*")):  # and what a kill left half-written
         path.unlink(missing_ok=True)

@@ -168,6 +168,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        os.fsync(folder)  # its name is durable too
+        os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -4,10 +4,11 @@ import copy
 import hashlib
 import io
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ from .runs import Run, write_atomically
 from .tasks import Task, to_model
 from .unet import UNet
 
-
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run that is not finished
 CHECK_EVERY = 100  # steps between two looks at whether the loss is still a number
 MEASURED = ("scores", "curves", "bootstrap", "samples", "seconds")  # what a Measurer leaves in a Learner
@@ -29,6 +29,17 @@ MEASURED = ("scores", "curves", "bootstrap", "samples", "seconds")  # what a Mea
 
 class TrainingError(RuntimeError):
     """Training that cannot go on; the message says where it was and what to change."""
+
+
+@contextmanager
+def memory_of(run: Run, device: str | torch.device) -> Iterator[None]:
+    """Raises TrainingError, which says what to lower, where torch finds no memory."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("out of memory|allocate memory", str(error)):
+            raise
+        raise TrainingError(f"out of memory on {device}: fewer JOBS, or lower batch={run.batch}, channels={run.channels}") from None
 
 
 class Step(NamedTuple):
@@ -236,7 +247,8 @@ def _steps(learner: Learner, path: Path | None, checkpoint_steps: int, checkpoin
     learner.checkpoint, saved = path, time.monotonic()
     while learner.step < learner.run.steps:
         start = time.perf_counter()
-        loss = learner.update()
+        with memory_of(learner.run, learner.device):
+            loss = learner.update()
         if learner.step % CHECK_EVERY == 0 or learner.step == learner.run.steps:
             learner.check(loss)
         learner.seconds["train"] += time.perf_counter() - start

@@ -1,4 +1,5 @@
 import dataclasses
+import subprocess
 from functools import lru_cache
 
 import pytest
@@ -95,3 +96,18 @@ def stand_in(tmp_path_factory):
     with torch.random.fork_rng():
         torch.jit.script(StandIn().eval()).save(str(folder / INCEPTION))
     return folder
+
+
+@pytest.fixture
+def start():
+    """start(words): a process that ends with the test, whatever becomes of it."""
+    processes = []
+
+    def begin(words: list[str], **how) -> subprocess.Popen:
+        processes.append(subprocess.Popen(words, text=True, **how))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()

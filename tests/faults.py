@@ -13,13 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
-from cldiff.grid import jobs, runs
+from cldiff.grid import runs
 from cldiff.runs import FILES
 
 ROOT = Path(__file__).parents[1]
-PAUSE = 4, 14  # seconds between two kills
+PAUSE = 0, 10  # seconds between two kills
 
 
 def copy(folder: Path) -> Path:
@@ -36,7 +37,8 @@ def make(folder: Path, profile: str) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     return subprocess.Popen(["make", "paper", f"PROFILE={profile}", f"VENV={sys.prefix}", "CHECKPOINT=5"], cwd=folder,
                             env={**environment, "PYTHONPATH": str(folder)}, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL, start_new_session=True)
+                            stderr=subprocess.DEVNULL, start_new_session=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
 def family(pid: int) -> list[int]:
@@ -46,10 +48,13 @@ def family(pid: int) -> list[int]:
 
 
 def kill_one(process: subprocess.Popen, choose: random.Random) -> str | None:
-    """SIGKILL for a random process that does the work: a kernel, papermill, or make and all it started."""
+    """SIGKILL for a random process that does the work: a kernel, papermill, or make and all it started; or Ctrl-C."""
     try:
         members = family(process.pid)
-        victim = choose.choice(members)
+        victim = choose.choice([*members, None])
+        if victim is None:
+            os.killpg(process.pid, signal.SIGINT)
+            return "Ctrl-C"
         name = Path(f"/proc/{victim}/cmdline").read_text().replace("\0", " ")
         for pid in (members if "make" in name.split(" ")[0] else family(victim)):
             os.kill(pid, signal.SIGKILL)
@@ -65,41 +70,43 @@ def contents(folder: Path, profile: str) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in names}
 
 
+def disturb(folder: Path, profile: str, kills: int, seed: int = 0, say=lambda text: None) -> tuple[dict[str, int], int]:
+    """`make paper`, called again after each kill until it has finished; from the start if it finishes before the last
+    kill. Returns how many processes of each kind were killed, and how many finished runs were lost."""
+    choose, killed, lost, finished, start = random.Random(seed), {}, 0, set(), time.monotonic()
+    process = make(folder, profile)
+    while True:
+        try:
+            process.wait(choose.uniform(*PAUSE) if sum(killed.values()) < kills else None)
+        except subprocess.TimeoutExpired:
+            if kind := kill_one(process, choose):
+                killed[kind] = killed.get(kind, 0) + 1
+                say(f"{time.monotonic() - start:.0f} s: killed {killed}, {len(finished)} runs finished, {lost} lost")
+        now = set((folder / "results" / profile).glob("*/result.json"))
+        lost, finished = lost + len(finished - now), now
+        if process.poll() is None:
+            continue
+        if process.returncode == 0 and sum(killed.values()) >= kills:
+            return killed, lost
+        if process.returncode == 0:
+            shutil.rmtree(folder / "results")
+            shutil.rmtree(folder / "figures" / profile)
+            finished = set()
+        process = make(folder, profile)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="digits")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     words = parser.parse_args()
-    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    choose, start, killed, lost = random.Random(words.seed), time.monotonic(), {}, 0
+    say, start = partial(print, file=sys.stderr, flush=True), time.monotonic()
     with tempfile.TemporaryDirectory() as quiet, tempfile.TemporaryDirectory() as noisy:
         if make(copy(Path(quiet)), words.profile).wait():
             sys.exit("error: the undisturbed run failed")
         say(f"undisturbed: {time.monotonic() - start:.0f} s")
-        targets, finished = [t for t in jobs(words.profile)], set()
-        process = make(copy(Path(noisy)), words.profile)
-        while True:
-            pause = choose.uniform(*PAUSE) if sum(killed.values()) < words.kills else None
-            try:
-                process.wait(pause)
-            except subprocess.TimeoutExpired:
-                if kind := kill_one(process, choose):
-                    killed[kind] = killed.get(kind, 0) + 1
-            now = {target for target in targets if target.startswith("results/") and (Path(noisy) / target).exists()}
-            lost += len(finished - now)
-            finished = now
-            if process.poll() is not None:
-                if process.returncode == 0 and sum(killed.values()) >= words.kills:
-                    break
-                if process.returncode == 0:  # finished before the last kill: again from the start
-                    shutil.rmtree(Path(noisy) / "results")
-                    copy_again = Path(noisy) / "figures" / words.profile
-                    shutil.rmtree(copy_again, ignore_errors=True)
-                    finished = set()
-                process = make(Path(noisy), words.profile)
-            if sum(killed.values()) % 10 == 0:
-                say(f"{time.monotonic() - start:.0f} s: {killed}, {len(finished)} runs finished")
+        killed, lost = disturb(copy(Path(noisy)), words.profile, words.kills, words.seed, say)
         one, other = contents(Path(quiet), words.profile), contents(Path(noisy), words.profile)
     different = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
     print(f"{sum(killed.values())} kills ({killed}) in {time.monotonic() - start:.0f} s: {lost} results lost, "

@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,6 +96,14 @@ def test_missing_weights_are_named_with_their_place(tmp_path, offline):
     message = str(error.value)
     assert "\n" not in message and str(tmp_path / "data" / INCEPTION) in message and "is missing" in message
     assert [path.name for path in (tmp_path / "data").iterdir()] == [INCEPTION.replace(".pt", ".lock")]
+
+
+def test_a_download_that_is_another_file_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("cleanfid.downloads_helper.check_download_inception",
+                        lambda folder: (Path(folder) / INCEPTION).write_bytes(b"another network"))
+    with pytest.raises(FeatureError, match="its download failed"):
+        load_inception(tmp_path)
+    assert not (tmp_path / INCEPTION).exists()
 
 
 def test_a_download_that_breaks_off_leaves_no_weights(tmp_path, monkeypatch):

@@ -67,13 +67,13 @@ def test_killed_at_random_moments_it_leaves_the_same_results(tmp_path):
         assert contents(tmp_path / "whole" / run.name) == contents(tmp_path / "killed" / run.name)
 
 
-def test_asked_to_stop_it_says_how_to_continue(tmp_path):
+def test_asked_to_stop_it_says_how_to_continue(start, tmp_path):
     """Asked at the time of its first checkpoint, when four of five tasks are still to come."""
-    with subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not list(tmp_path.glob("first_task/*.pt")):
-            time.sleep(0.05)
-        process.terminate()
-        out, errors = process.communicate(timeout=120)
+    process = start(command(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    while process.poll() is None and not list(tmp_path.glob("first_task/*.pt")):
+        time.sleep(0.05)
+    process.terminate()
+    out, errors = process.communicate(timeout=120)
     assert process.returncode == 0 and out.endswith("runs are left: call again to continue\n"), errors
     assert list(tmp_path.glob("*/checkpoint.pt"))
 

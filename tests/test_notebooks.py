@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import faults
 import nbformat
 import pytest
 
@@ -82,6 +83,14 @@ def test_lost_and_damaged_runs_are_done_again_to_the_same_result_and_no_other_is
         assert (folder / "scores.csv").read_bytes() == content
 
 
+def test_a_paper_that_is_killed_again_and_again_is_the_same_in_the_end(paper, tmp_path):
+    """A short version of `make test-faults`."""
+    noisy = faults.copy(tmp_path)
+    killed, lost = faults.disturb(noisy, "smoke", kills=4)
+    assert sum(killed.values()) == 4 and not lost
+    assert faults.contents(noisy, "smoke") == faults.contents(paper, "smoke")
+
+
 def test_unknown_profile_is_one_line(paper):
     done = make(paper, "paper", "PROFILE=huge")
     assert done.returncode != 0
@@ -89,9 +98,17 @@ def test_unknown_profile_is_one_line(paper):
     assert "Traceback" not in done.stderr and not (paper / "results" / "huge").exists()
 
 
-def test_tutorial_1_runs(tmp_path):
-    execute(ROOT / "notebooks" / "tutorial_1.ipynb", tmp_path / "tutorial_1.ipynb",
-            {"toy_steps": 20, "digit_steps": 4, "points": 50})
+TUTORIALS = {  # with parameters so small that they run in seconds
+    "tutorial_1": {"toy_steps": 20, "digit_steps": 4, "points": 50},
+    "tutorial_2": {"steps": 4, "look_every": 2, "samples": 14},
+    "tutorial_3": {"steps": 4, "samples": 16},
+    "tutorial_4": {"steps": 4, "number": 3, "samples": 8},
+}
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_tutorial_runs(name, tmp_path):
+    execute(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / f"{name}.ipynb", TUTORIALS[name])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -105,7 +122,7 @@ def test_notebook_source_is_clean(path):
 
 def test_every_notebook_is_executed_by_a_test():
     executed = {Path(job["notebook"]).stem for profile in ("smoke", "paper", "digits-sweep") for job in jobs(profile).values()}
-    assert {path.stem for path in NOTEBOOKS} == executed | {"tutorial_1", "bench"}  # bench: by test_bench.py
+    assert {path.stem for path in NOTEBOOKS} == executed | {*TUTORIALS, "bench"}  # bench: by test_bench.py
 
 
 def test_table_2_is_drawn(paper, tmp_path):
