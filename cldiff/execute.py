@@ -18,6 +18,8 @@ from tempfile import TemporaryDirectory
 import nbformat
 from traitlets.config import Config
 
+from .files import write_atomically
+
 
 class ExecutionError(RuntimeError):
     """A notebook that could not be executed; the message is one line."""
@@ -67,24 +69,14 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
         except PapermillExecutionError as error:
             text = f"{error.ename}: {error.evalue}".splitlines()[0]
             failed = output.with_suffix(".failed.ipynb")
-            _put(begun, failed)
+            write_atomically(failed, lambda path: shutil.copyfile(begun, path))
             raise ExecutionError(f"{notebook.name}: {text} (up to there: {failed})") from None
         except DeadKernelError:
             raise ExecutionError(f"{notebook.name}: its kernel died, killed or out of memory; run it again to continue, with "
                                  "fewer JOBS or a smaller batch if memory was short") from None
         clean(begun)
         if existed or not output.exists():  # else another process made it meanwhile, and this one found it made
-            _put(begun, output)
-
-
-def _put(source: Path, target: Path) -> None:
-    """Copies a file whole or not at all."""
-    temporary = target.with_name(f".{os.getpid()}-{target.name}")
-    try:
-        shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+            write_atomically(output, lambda path: shutil.copyfile(begun, path))
 
 
 class _Progress:

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
-from .runs import file_sha256, write_atomically
+from .files import file_sha256, load_tensors, save_tensors, write_atomically
 from .tasks import Split, Task, load_tasks, to_model
 
 LENETS = Path(__file__).parent / "lenet"  # trained once and kept with the package: numbers of two machines compare
 EPOCHS = 8
 BATCH = 64
+SUMS = "SHA256SUMS"  # of these files, as sha256sum writes it
 INCEPTION = "inception-2015-12-05.pt"  # NVIDIA's TorchScript of the original network, as clean-fid loads it
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # asked of what is downloaded
 
@@ -57,6 +58,8 @@ def load_lenet(dataset: str, device: str | torch.device = "cpu", folder: Path = 
     """The LeNet of a data set, 84 features. Raises FeatureError if its file is missing or damaged."""
     path = folder / f"{dataset}.pt"
     try:
+        if file_sha256(path) not in (folder / SUMS).read_text():
+            raise ValueError(f"not the file that {SUMS} lists")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net = LeNet(saved["size"], saved["colours"])
         net.load_state_dict(saved["net"])
@@ -125,11 +128,11 @@ def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) ->
     path = Path(cache) / f"features-{extractor.name}-{extractor.sha256[:8]}-{images[:8]}.pt"
     with FileLock(path.with_suffix(".lock")):  # runs that start together: one computes them, the others wait
         if not path.exists():
-            write_atomically(path, partial(torch.save, compute()))
+            save_tensors(path, compute())
         try:
-            return torch.load(path, weights_only=True)
-        except Exception as error:
-            raise FeatureError(f"{path} is damaged ({type(error).__name__}): delete it, it is made again") from None
+            return load_tensors(path)
+        except ValueError as error:
+            raise FeatureError(f"{error}: delete it, it is made again") from None
 
 
 def train_lenet(tasks: list[Task], epochs: int = EPOCHS, device: str | torch.device = "cpu") -> LeNet:
@@ -160,6 +163,8 @@ def save_lenet(net: LeNet, tasks: list[Task], path: Path) -> float:
     saved = {"net": {name: value.cpu() for name, value in net.state_dict().items()}, "accuracy": accuracy,
              "size": tasks[0].test.images.shape[-1], "colours": tasks[0].test.images.shape[1]}
     write_atomically(path, partial(torch.save, saved))
+    sums = [f"{file_sha256(p)}  {p.name}\n" for p in sorted(path.parent.glob("*.pt"))]
+    write_atomically(path.parent / SUMS, lambda p: p.write_text("".join(sums)))
     return accuracy
 
 

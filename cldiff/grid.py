@@ -13,7 +13,8 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from .runs import ResultError, Run, claim, read_result, write_atomically
+from .files import claim, write_atomically
+from .runs import ResultError, Run, read_result
 
 # The rows of the tables: a name of METHODS and, where the row is not at the method's default, its weight.
 ROWS = (

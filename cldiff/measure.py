@@ -17,8 +17,9 @@ from torch import Tensor
 
 from . import metrics
 from .features import FeatureError, load_inception, load_lenet, real_features
+from .files import file_sha256, write_atomically
 from .methods.replay import buffer
-from .runs import FILES, PROTOCOL, TABLES, ResultError, Run, file_sha256, write_atomically
+from .runs import FILES, PROTOCOL, TABLES, ResultError, Run
 from .tasks import Task, data_sha256, to_uint8
 from .train import CHECKPOINT, Learner, Step, before, memory_of
 

@@ -13,9 +13,10 @@ import pandas as pd
 import seaborn as sns
 from PIL import Image
 
+from .files import write_atomically
 from .grid import ROWS
 from .metrics import DRAWS, compare, summarise, summarise_replicates
-from .runs import label, load_results, write_atomically
+from .runs import label, load_results
 
 PAGE = 7.2  # width of a page, inches
 ORDER = [label(method, weight) for method, weight in ROWS]

@@ -4,14 +4,12 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from filelock import FileLock
 
+from .files import file_sha256
 from .tasks import DATASETS
 
 PROTOCOL = 2  # raised when the meaning of a number changes; results of another protocol are not mixed
@@ -159,38 +157,8 @@ def label(method: str, weight: float | None) -> str:
     return name if weight is None or method == "l2" else f"{name}, weight {weight:g}"
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls write(temporary path), makes the file durable, and gives it its name: it is there whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # its name is durable too
-        os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def claim(folder: Path, wait: bool = True) -> FileLock:
-    """The lock of a run, to be held while it is trained, measured and saved; it ends with its process. Raises Timeout
-    if another process holds it and wait is False."""
-    path = folder.parent / "locks" / f"{folder.name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=-1 if wait else 0)
-    lock.acquire()
-    return lock
-
-
 class ResultError(RuntimeError):
     """A result folder that cannot be used; the message names it and says why."""
-
-
-def file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_result(folder: Path) -> dict:

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import io
 import os
 import re
 import time
@@ -17,8 +16,9 @@ from filelock import FileLock
 from torch import Tensor
 
 from .diffusion import Diffusion, Model
+from .files import load_tensors, save_tensors
 from .methods import METHODS, Batch
-from .runs import Run, write_atomically
+from .runs import Run
 from .tasks import Task, to_model
 from .unet import UNet
 
@@ -182,23 +182,20 @@ class Learner:
 
     def save(self, path: Path) -> None:
         """A checkpoint behind its SHA-256; the one before stays beside it. For after a step has been measured."""
-        content = io.BytesIO()
-        torch.save(self.state_dict(), content)
-        content = content.getbuffer()
         if path.exists():
             os.replace(path, before(path))
-        write_atomically(path, lambda temporary: temporary.write_bytes(hashlib.sha256(content).digest() + content))
+        save_tensors(path, self.state_dict())
 
     def load(self, path: Path) -> bool:
         """Continues from a checkpoint, or from the one before where it is damaged; False if there is none to use."""
         for candidate in (path, before(path)):
             if not candidate.exists():
                 continue
-            content = candidate.read_bytes()
-            if hashlib.sha256(content[32:]).digest() == content[:32]:
-                self.load_state_dict(torch.load(io.BytesIO(content[32:]), map_location=self.device, weights_only=True))
+            try:
+                self.load_state_dict(load_tensors(candidate, self.device))
                 return True
-            warnings.warn(f"{candidate} is damaged and not used; an earlier state is", stacklevel=2)
+            except ValueError as error:
+                warnings.warn(f"{error} and not used; an earlier state is", stacklevel=2)
         return False
 
 

@@ -34,7 +34,8 @@ from cldiff import metrics
 from cldiff.features import LeNet, extract
 from cldiff.grid import ROWS, runs
 from cldiff.measure import provenance
-from cldiff.runs import Run, write_atomically
+from cldiff.files import write_atomically
+from cldiff.runs import Run
 from cldiff.tasks import Split, Task, to_model
 from cldiff.train import Learner, pick_device
 

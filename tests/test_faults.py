@@ -18,7 +18,8 @@ import pytest
 import torch
 from conftest import tiny
 
-from cldiff.runs import FILES, claim
+from cldiff.files import claim
+from cldiff.runs import FILES
 from cldiff.train import train
 
 BITS = FILES[:-1]  # result.json holds times
@@ -79,8 +80,12 @@ def test_no_room_for_any_of_the_files(undisturbed, tmp_path):
         for finished in (tmp_path / "out").glob("*/result.json"):
             assert {p.name for p in finished.parent.iterdir()} == set(FILES)
     assert failures >= 5
+    left = tmp_path / "out" / run.name / ".4711-scores.csv"  # as of a process that was killed while it wrote
+    left.parent.mkdir(exist_ok=True)
+    left.write_text("after_task,eval_")
     done = go(command(tmp_path / "out"))
     assert done.returncode == 0 and contents(tmp_path / "out") == contents(undisturbed)
+    assert {p.name for p in left.parent.iterdir()} == set(FILES)
 
 
 def in_a_namespace(script: str, *words: str) -> subprocess.CompletedProcess:
@@ -130,7 +135,7 @@ def test_two_at_the_same_time_share_the_work(undisturbed, start, tmp_path):
 
 
 def test_the_lock_of_a_dead_process_holds_nobody(start, tmp_path):
-    hold = f"from cldiff.runs import claim; from pathlib import Path; import time; lock = claim(Path({str(tmp_path)!r}) / 'run'); " \
+    hold = f"from cldiff.files import claim; from pathlib import Path; import time; lock = claim(Path({str(tmp_path)!r}) / 'run'); " \
            "print('held', flush=True); time.sleep(600)"
     process = start([sys.executable, "-c", hold], stdout=subprocess.PIPE)
     assert process.stdout.readline() == "held\n"

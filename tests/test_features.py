@@ -1,4 +1,5 @@
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,17 @@ def test_a_lenet_is_kept_and_read_back(three, tmp_path):
     assert lenet.sha256 != load_lenet("digits").sha256
 
 
-@pytest.mark.parametrize("damage", (lambda data: b"", lambda data: data[:-100], lambda data: b"no weights" + data))
+def flipped(data: bytes) -> bytes:
+    """One bit in the middle is another one."""
+    half = len(data) // 2
+    return data[:half] + bytes([data[half] ^ 1]) + data[half + 1:]
+
+
+@pytest.mark.parametrize("damage", (lambda data: b"", lambda data: data[:-100], lambda data: b"no weights" + data,
+                                    lambda data: flipped(data)))
 def test_a_damaged_lenet_is_named(damage, tmp_path):
     (tmp_path / "digits.pt").write_bytes(damage((LENETS / "digits.pt").read_bytes()))
+    shutil.copy(LENETS / features.SUMS, tmp_path)
     with pytest.raises(FeatureError, match=f"{re.escape(str(tmp_path))}.*damaged.*cldiff.features digits"):
         load_lenet("digits", folder=tmp_path)
 
@@ -114,6 +123,18 @@ def test_a_download_that_breaks_off_leaves_no_weights(tmp_path, monkeypatch):
     with pytest.raises(FeatureError):
         load_inception(tmp_path)
     assert not (tmp_path / INCEPTION).exists()
+
+
+def test_kept_features_are_used_again_and_named_when_a_bit_is_flipped(stand_in, digits, tmp_path):
+    inception = load_inception(stand_in)
+    found = features.real_features(inception, digits[:1], tmp_path)
+    unused = inception._replace(extract=None)
+    again = features.real_features(unused, digits[:1], tmp_path)
+    assert all(torch.equal(again[split][0], found[split][0]) for split in found)
+    path = next(tmp_path.glob("features-inception-*.pt"))
+    path.write_bytes(flipped(path.read_bytes()))
+    with pytest.raises(FeatureError, match=f"{re.escape(str(path))} is damaged: delete it"):
+        features.real_features(unused, digits[:1], tmp_path)
 
 
 def test_damaged_weights_are_named(tmp_path):

@@ -11,8 +11,9 @@ import pytest
 from conftest import tiny
 
 from cldiff import grid
+from cldiff.files import claim
 from cldiff.grid import run_pending, seconds
-from cldiff.runs import FILES, claim
+from cldiff.runs import FILES
 
 BITS = FILES[:-1]  # result.json holds times
 

@@ -69,6 +69,7 @@ def test_second_paper_does_nothing(paper):
 def test_lost_and_damaged_runs_are_done_again_to_the_same_result_and_no_other_is(paper):
     kept, lost, damaged = (paper / "results" / "smoke" / run.name for run in runs("smoke")[:3])
     scores = {folder: (folder / "scores.csv").read_bytes() for folder in (lost, damaged)}
+    os.utime(kept / "result.json", (2e9, 2e9))  # made before the clock was set back: no reason to make it again
     before = times(paper)
     (lost / "result.json").unlink()
     (damaged / "scores.csv").write_bytes(scores[damaged][:-20])

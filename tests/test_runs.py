@@ -13,7 +13,8 @@ from cldiff import METHODS, Run, grid, load_curves, load_scores
 from cldiff.grid import PROFILES, jobs, runs
 from cldiff.measure import save_result
 from cldiff.plots import ORDER
-from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result, write_atomically
+from cldiff.files import write_atomically
+from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result
 
 ROOT = Path(__file__).parents[1]
 SMOKE = runs("smoke")
