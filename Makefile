@@ -16,7 +16,7 @@ export OMP_NUM_THREADS := $(shell [ "$(JOBS)" -ge 1 ] 2>/dev/null && [ "$(JOBS)"
 export SOURCE_DATE_EPOCH := 1704067200
 export PYTHONUTF8 := 1
 
-.PHONY: help setup setup-test setup-bench paper targets test test-faults check-paper bench lab clean
+.PHONY: help setup setup-test setup-bench setup-browser paper targets test test-faults check-paper bench lab test-browser colab clean
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
@@ -24,8 +24,10 @@ help:
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make test     the tests'
 	@echo 'make test-faults  kills a paper 100 times and compares it with an undisturbed one'
+	@echo 'make test-browser  JupyterLab, its sliders and the page of the paper, in chromium'
 	@echo 'make check-paper  finished runs of PROFILE against the paper'"'"'s protocol and tests/targets.csv'
 	@echo 'make bench    training, sampling, bound and FID against other libraries; results/bench and figures/bench'
+	@echo 'make colab    a set-up cell and badges for Google Colab, with the address of the git remote origin'
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
 	@echo
 	@echo 'PROFILE=$(PROFILE)  smoke (seconds), digits (minutes on a CPU), small (a GPU, or hours), paper (a large GPU)'
@@ -54,14 +56,15 @@ paper: setup
 	@$(BIN)/python -m cldiff.grid $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --checkpoint $(CHECKPOINT) --plan
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
 
-# Below, only the make that `paper` starts: the plan lists RUNS and FIGURES. A run is made when its result is not there,
-# whatever the times of files say; figures are drawn again when a result is newer.
+# Below, only the make that `paper` starts: the plan lists RUNS, FIGURES and PAPER. A run is made when its result is not
+# there, whatever the times of files say; figures are drawn again when a result is newer, and then the paper and its page.
 ifneq ($(filter targets,$(MAKECMDGOALS)),)
 include $(PLAN)/targets.mk
-.PRECIOUS: $(RUNS) $(FIGURES)  # written whole or not at all: nothing for make to delete when it is interrupted
+# Written whole or not at all: nothing for make to delete when it is interrupted.
+.PRECIOUS: $(RUNS) $(FIGURES) $(PAPER) $(PAPER:.ipynb=.html)
 endif
 
-targets: $(FIGURES)
+targets: $(FIGURES) $(PAPER:.ipynb=.html)
 	@echo 'figures/$(PROFILE) is complete'
 
 $(RUNS):
@@ -71,6 +74,14 @@ $(RUNS):
 $(FIGURES): $(RUNS)
 	@echo 'figure  $(basename $@)'
 	@$(BIN)/python -m cldiff.execute $(PLAN)/jobs.json $@
+
+$(PAPER): $(FIGURES)
+	@echo 'paper   $@'
+	@$(BIN)/python -m cldiff.execute $(PLAN)/jobs.json $@
+
+$(PAPER:.ipynb=.html): $(PAPER)
+	@echo 'page    $@'
+	@$(BIN)/python -m cldiff.page $< $@
 
 test: setup-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
@@ -93,8 +104,27 @@ bench: setup-bench
 	env -u OMP_NUM_THREADS $(BIN)/python tests/bench.py --device $(DEVICE) $(if $(filter command environment,$(origin PROFILE)),--profile $(PROFILE))
 	$(BIN)/python -c "from cldiff.execute import execute; execute('notebooks/bench.ipynb', 'figures/bench/bench.ipynb', {})"
 
+# On this machine only and with a token, as Jupyter does by default.
 lab: setup
-	cd notebooks && $(BIN)/jupyter lab
+	cd notebooks && $(BIN)/jupyter lab tutorial_1.ipynb $(LAB_OPTIONS)
+
+setup-browser: $(VENV)/.installed-browser
+
+# Debian's chromium where there is one; playwright's own needs a download from its makers.
+$(VENV)/.installed-browser: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	@command -v chromium >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && grep -qs '^ID=debian' /etc/os-release \
+	       && apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } \
+	  || $(BIN)/python -m playwright install chromium \
+	  || { echo 'error: no chromium: install it, as the package chromium or with "playwright install chromium"' >&2; exit 1; }
+	@touch $@
+
+test-browser: setup-browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser.py
+
+colab: setup
+	@$(BIN)/python -m cldiff.colab
 
 clean:
 	@printf 'delete results/$(PROFILE) and figures/$(PROFILE)? [y/N] '; read answer; test "$$answer" = y

@@ -28,6 +28,7 @@ ROWS = (
 SWEEP = tuple((method, weight) for method in ("l2", "replay") for weight in (0.0, 0.001, 0.01, 0.1, 1.0, 10.0))
 TABLES = {"mnist": "table_1", "fashion_mnist": "table_2", "digits": "table_1"}
 FIGURES = ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "figure_samples", "table_protocols", "findings")
+PAPER = "paper.ipynb"  # made when all of them are there
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,18 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
             "notebook": "notebooks/run.ipynb", "output": f"{folder}/run.ipynb",
             "parameters": {**dataclasses.asdict(run), "results": f"../results/{profile}", "device": device,
                            "checkpoint_seconds": checkpoint}}
+    folders = {"results": f"../results/{profile}", "figures": f"../figures/{profile}"}
     for number, dataset in enumerate(PROFILES[profile].datasets):
         table = TABLES[dataset]
         for name in (table, *FIGURES) if PROFILES[profile].rows is ROWS else ("sweep",):
-            target = f"figures/{profile}/{name}{f'-{dataset}' if number and name != table else ''}.ipynb"
-            found[target] = {
-                "notebook": f"notebooks/{name}.ipynb", "output": target,
-                "parameters": {"dataset": dataset, "results": f"../results/{profile}", "figures": f"../figures/{profile}"}}
+            own = {"name": f"{name}-{dataset}"} if number and name != table else {}  # beside the first one's
+            target = f"figures/{profile}/{own.get('name', name)}.ipynb"
+            found[target] = {"notebook": f"notebooks/{name}.ipynb", "output": target,
+                             "parameters": {"dataset": dataset, **folders, **own}}
+    if PROFILES[profile].rows is ROWS:
+        target = f"figures/{profile}/{PAPER}"
+        found[target] = {"notebook": f"notebooks/{PAPER}", "output": target,
+                         "parameters": {"datasets": list(PROFILES[profile].datasets), **folders}}
     return found
 
 
@@ -114,8 +120,9 @@ def write_plan(profile: str, found: dict[str, dict]) -> None:
     """results/PROFILE/targets.mk for make and jobs.json for cldiff.execute, which then need not load torch to know."""
     folder = Path("results", profile)
     write_atomically(folder / "jobs.json", lambda p: p.write_text(json.dumps(found, indent=1)))
-    names = {"RUNS": "results/", "FIGURES": "figures/"}
-    lines = [f"{name} := {' '.join(t for t in found if t.startswith(start))}\n" for name, start in names.items()]
+    kinds = {"RUNS": [t for t in found if t.startswith("results/")], "PAPER": [t for t in found if t.endswith(f"/{PAPER}")]}
+    kinds["FIGURES"] = [t for t in found if t not in kinds["RUNS"] + kinds["PAPER"]]
+    lines = [f"{name} := {' '.join(targets)}\n" for name, targets in kinds.items()]
     write_atomically(folder / "targets.mk", lambda p: p.write_text("".join(lines)))
 
 

@@ -32,9 +32,9 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from cldiff import metrics
 from cldiff.features import LeNet, extract
+from cldiff.files import write_atomically
 from cldiff.grid import ROWS, runs
 from cldiff.measure import provenance
-from cldiff.files import write_atomically
 from cldiff.runs import Run
 from cldiff.tasks import Split, Task, to_model
 from cldiff.train import Learner, pick_device

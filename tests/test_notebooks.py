@@ -1,5 +1,6 @@
 """Every notebook, executed. The paper through the Makefile, as a reader runs it, in a copy of the repository."""
 
+import base64
 import json
 import os
 import shutil
@@ -42,7 +43,7 @@ def paper(tmp_path_factory):
 def times(folder: Path) -> dict[str, int]:
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns
             for part in ("results", "figures") for p in sorted((folder / part).rglob("*")) if p.name in ("result.json",)
-            or p.suffix == ".ipynb"}
+            or p.suffix in (".ipynb", ".html")}
 
 
 def test_paper_leaves_every_run_table_and_figure(paper):
@@ -58,6 +59,12 @@ def test_paper_leaves_every_run_table_and_figure(paper):
                        ("table_protocols_bpd", 5), ("findings", 7)):
         text = (paper / "figures/smoke" / f"{name}.md").read_text()
         assert f"{name}.tex" in figures and len(text.splitlines()) == 2 + rows + 2 and "n = 1 seed" in text
+    page = (paper / "figures/smoke/paper.html").read_text()
+    pictures = {path.name for path in (paper / "figures/smoke").glob("figure_*.png")
+                if base64.b64encode(path.read_bytes()).decode() in page}
+    assert pictures == {name for name in figures if name.endswith(".png")} and page.count("<img ") == len(pictures) == 5
+    assert page.count('<div class="table"') == 5 + 2 and page.count("n = 1 seed") >= 5  # and the parameters, and the cost
+    assert len(page) < 3_000_000
 
 
 def test_second_paper_does_nothing(paper):

@@ -1,0 +1,96 @@
+"""The page of a notebook: one file that reads offline, in which nothing of the notebook can run or load anything."""
+
+import base64
+import html
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from cldiff.page import PageError, page
+
+PIXEL = base64.b64encode(bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a49444154789c63680000008200815a20f3ae0000000049454e44ae426082"
+)).decode()
+EVIL = "<script>alert(1)</script><img src=https://a.example/b.png onerror=alert(2)><iframe src=//a.example></iframe>"
+
+
+def output(kind, data, result=False, **metadata):
+    return new_output("execute_result" if result else "display_data", data={kind: data, "text/plain": "plain"},
+                      metadata={kind: metadata})
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    cells = [new_markdown_cell(f"# A & B\n\nFirst *words*.\n\n## One part\n\n{EVIL}\n\n[here](javascript:alert(3))\n\n"
+                               "<b onclick=x>b</b>\n\n![far](http://a.example/c.png)"),
+             new_code_cell("folded = 1"),
+             new_code_cell("draw()  # <script>", outputs=[
+                 output("image/png", PIXEL, alt="A curve & its 'rise' > 0"),
+                 output("text/markdown", "**Figure 1.** What to see"),
+                 output("text/markdown", "**Table 1.** Numbers\n\n| method | FID |\n| - | - |\n| L2 | 1.0 ± 0.2 |\n\nnote"),
+                 output("text/markdown", f"shown as result {EVIL}", result=True), output("text/html", EVIL),
+                 output("image/svg+xml", f"<svg>{EVIL}</svg>"), output("application/javascript", "alert(4)"),
+                 output("image/png", PIXEL), output("image/png", f"\"><script>alert(5)</script>{PIXEL}"),
+                 new_output("stream", name="stdout", text=f"printed {EVIL}"),
+                 new_output("error", ename="Error", evalue=EVIL, traceback=[EVIL])])]
+    path = tmp_path / "book.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def test_page_is_one_file_in_which_nothing_runs_or_loads(notebook):
+    tags = re.findall(r"<[a-zA-Z][^>]*>", page(notebook))
+    assert not re.search(r"@import|url\(", page(notebook))
+    for tag in tags:
+        name = re.match(r"<(\w+)", tag)[1].lower()
+        assert name not in ("script", "link", "iframe", "object", "embed", "svg", "form", "base"), tag
+        attributes = {key: value for key, _, value in re.findall(r"""([\w-]+)=(["'])(.*?)\2""", tag)}
+        assert not any(attribute.startswith("on") for attribute in attributes), tag
+        assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,"), tag
+        assert not attributes.get("href", "").startswith(("javascript", "data")), tag
+    assert page(notebook).count("&lt;script&gt;alert(1)") == 4  # text cell, result, print and error show it as text
+
+
+def test_page_has_title_folded_code_figure_with_caption_and_table(notebook):
+    text = page(notebook)
+    assert '<html lang="en">' in text and "<title>A &amp; B</title>" in text and 'name="viewport"' in text
+    assert 'name="description" content="First words."' in text
+    assert '<h2 id="One-part">' in text and '<a href="#One-part">One part</a>' in text
+    assert text.count("<details>") == 1 and "folded" in text and "draw" in text  # two cells, one fold: nothing between
+    images = re.findall("<img [^>]*>", text)
+    assert len(images) == 3 and all(" src=" in image and re.search(r"""alt=["'].""", image) for image in images)
+    assert html.unescape(re.search('alt="(.*?)"', images[0])[1]) == "A curve & its 'rise' > 0"
+    assert re.search(r"<figure><img [^>]*><figcaption><strong>Figure 1.</strong> What to see</figcaption></figure>", text)
+    assert '<p class="caption"><strong>Table 1.</strong> Numbers</p><div class="table" tabindex="0"><table>' in text
+    assert '<td class="short">1.0 ± 0.2</td>' in text and "shown as result" in text and "printed" in text
+
+
+def test_same_notebook_same_page(notebook, tmp_path):
+    for name in ("one", "two"):
+        done = subprocess.run([sys.executable, "-m", "cldiff.page", str(notebook), str(tmp_path / name / "page.html")],
+                              capture_output=True, text=True, env={"PATH": ""})  # without chromium
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in (tmp_path / name).iterdir()] == ["page.html"]
+    assert (tmp_path / "one/page.html").read_bytes() == (tmp_path / "two/page.html").read_bytes() == page(notebook).encode()
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{\"cells\": 3}", "\0"])
+def test_no_notebook_is_one_line(tmp_path, content):
+    path = tmp_path / "book.ipynb"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(PageError, match="book.ipynb: no notebook to read") as error:
+        page(path)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_words_and_missing_notebook_leave_no_page(tmp_path):
+    for words in ([], [str(tmp_path / "none.ipynb"), str(tmp_path / "page.html")]):
+        done = subprocess.run([sys.executable, "-m", "cldiff.page", *words], capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
