@@ -27,7 +27,8 @@ ROWS = (
 # The rows of a sweep: what a method's weight does, looked at on validation images.
 SWEEP = tuple((method, weight) for method in ("l2", "replay") for weight in (0.0, 0.001, 0.01, 0.1, 1.0, 10.0))
 TABLES = {"mnist": "table_1", "fashion_mnist": "table_2", "digits": "table_1"}
-FIGURES = ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "figure_samples", "table_protocols", "findings")
+FIGURES = ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "figure_samples", "figure_strip", "table_protocols",
+           "findings")
 PAPER = "paper.ipynb"  # made when all of them are there
 
 

@@ -20,7 +20,7 @@ from cldiff.grid import runs
 from cldiff.runs import FILES
 
 ROOT = Path(__file__).parents[1]
-PAUSE = 0, 10  # seconds between two kills
+PAUSE = 0, 8  # seconds between two kills
 
 
 def copy(folder: Path) -> Path:
@@ -35,7 +35,7 @@ def copy(folder: Path) -> Path:
 
 def make(folder: Path, profile: str) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return subprocess.Popen(["make", "paper", f"PROFILE={profile}", f"VENV={sys.prefix}", "CHECKPOINT=5"], cwd=folder,
+    return subprocess.Popen(["make", "paper", f"PROFILE={profile}", f"VENV={sys.prefix}", "CHECKPOINT=2"], cwd=folder,
                             env={**environment, "PYTHONPATH": str(folder)}, stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL, start_new_session=True,
                             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
@@ -48,18 +48,21 @@ def family(pid: int) -> list[int]:
 
 
 def kill_one(process: subprocess.Popen, choose: random.Random) -> str | None:
-    """SIGKILL for a random process that does the work: a kernel, papermill, or make and all it started; or Ctrl-C."""
+    """SIGKILL for a random kernel, a papermill, or make and all it started; or Ctrl-C for all. Returns which, or None."""
+    kind = choose.choices(("ipykernel", "cldiff.execute", "make", "Ctrl-C"), (5, 3, 1, 1))[0]
     try:
-        members = family(process.pid)
-        victim = choose.choice([*members, None])
-        if victim is None:
+        members = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in family(process.pid)}
+        found = [pid for pid, line in members.items() if kind in line] if kind in ("ipykernel", "cldiff.execute") else []
+        if found:
+            os.kill(choose.choice(found), signal.SIGKILL)
+        elif kind == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)
-            return "Ctrl-C"
-        name = Path(f"/proc/{victim}/cmdline").read_text().replace("\0", " ")
-        for pid in (members if "make" in name.split(" ")[0] else family(victim)):
-            os.kill(pid, signal.SIGKILL)
-        return next((kind for kind in ("ipykernel", "cldiff.execute", "cldiff.grid", "make") if kind in name), "other")
-    except (OSError, ProcessLookupError):  # it ended meanwhile
+        else:  # or there is no kernel and no papermill at this moment
+            kind = "make"
+            for pid in members:
+                os.kill(pid, signal.SIGKILL)
+        return kind
+    except OSError:  # it ended meanwhile
         return None
 
 

@@ -55,6 +55,7 @@ def test_paper_leaves_every_run_table_and_figure(paper):
     figures = {p.name for p in (paper / "figures" / "smoke").iterdir()}
     for name in ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "figure_samples"):
         assert {f"{name}.pdf", f"{name}.png", f"{name}.ipynb"} <= figures
+    assert {"figure_strip.gif", "figure_strip.ipynb"} <= figures
     for name, rows in (("table_1", 5 + 1), ("table_1_differences", 10), ("table_protocols", 5 + 1),
                        ("table_protocols_bpd", 5), ("findings", 7)):
         text = (paper / "figures/smoke" / f"{name}.md").read_text()
