@@ -146,6 +146,6 @@ def differences_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd
                     f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]" + ("" if d.beyond_noise else " noise"))
         rows.append(row)
     note = (f"{seeds_note(scores)}. First minus second; in brackets where 95 % of {DRAWS:,} bootstrap draws over seeds and "
-            "images lie, the same seeds and images for both; noise: 0 lies between. With few seeds the interval is hardly "
+            "images lie, the same seeds and test images for both; noise: 0 lies between. With few seeds the interval is hardly "
             "wider than their range; with one it covers the images alone.")
     return pd.DataFrame(rows), note

@@ -186,7 +186,7 @@ def load_results(results: str | Path, dataset: str | None = None) -> dict[Path, 
     found = {path.parent: read_result(path.parent) for path in sorted(Path(results).glob("*/result.json"))}
     found = {path: r for path, r in found.items() if dataset in (None, r["run"]["dataset"])}
     if not found:
-        raise ResultError(f"no finished run{f' on {dataset}' if dataset else ''} in {results}: `make paper` makes them")
+        raise ResultError(f"no finished run{f' on {dataset}' if dataset else ''} in {results}: `make paper PROFILE=...` makes them")
     first: dict[str, tuple[Path, dict]] = {}
     for path, result in found.items():
         run = {**{k: v for k, v in result["run"].items() if k not in ("method", "weight", "seed")},

@@ -20,7 +20,7 @@ from cldiff.grid import runs
 from cldiff.runs import FILES
 
 ROOT = Path(__file__).parents[1]
-PAUSE = 0, 8  # seconds between two kills
+PAUSE = 13, 4  # seconds between two kills, at most: while there are runs to finish, and while figures are drawn
 
 
 def copy(folder: Path) -> Path:
@@ -49,7 +49,7 @@ def family(pid: int) -> list[int]:
 
 def kill_one(process: subprocess.Popen, choose: random.Random) -> str | None:
     """SIGKILL for a random kernel, a papermill, or make and all it started; or Ctrl-C for all. Returns which, or None."""
-    kind = choose.choices(("ipykernel", "cldiff.execute", "make", "Ctrl-C"), (5, 3, 1, 1))[0]
+    kind = choose.choices(("ipykernel", "cldiff.execute", "make", "Ctrl-C"), (12, 6, 1, 1))[0]
     try:
         members = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in family(process.pid)}
         found = [pid for pid, line in members.items() if kind in line] if kind in ("ipykernel", "cldiff.execute") else []
@@ -57,10 +57,11 @@ def kill_one(process: subprocess.Popen, choose: random.Random) -> str | None:
             os.kill(choose.choice(found), signal.SIGKILL)
         elif kind == "Ctrl-C":
             os.killpg(process.pid, signal.SIGINT)
-        else:  # or there is no kernel and no papermill at this moment
-            kind = "make"
+        elif kind == "make":
             for pid in members:
                 os.kill(pid, signal.SIGKILL)
+        else:  # none at this moment
+            return None
         return kind
     except OSError:  # it ended meanwhile
         return None
@@ -74,15 +75,17 @@ def contents(folder: Path, profile: str) -> dict[str, bytes]:
 
 
 def disturb(folder: Path, profile: str, kills: int, seed: int = 0, say=lambda text: None) -> tuple[dict[str, int], int]:
-    """`make paper`, called again after each kill until it has finished; from the start if it finishes before the last
+    """`make paper`, called again after each kill until it has finished; the figures anew if it finishes before the last
     kill. Returns how many processes of each kind were killed, and how many finished runs were lost."""
     choose, killed, lost, finished, start = random.Random(seed), {}, 0, set(), time.monotonic()
     process = make(folder, profile)
     while True:
+        drawing = len(finished) == len(runs(profile))
+        left = kills - sum(killed.values()) - (0 if drawing else max(1, kills // 10))  # a tenth is for the figures
         try:
-            process.wait(choose.uniform(*PAUSE) if sum(killed.values()) < kills else None)
+            process.wait(choose.uniform(0, PAUSE[drawing]))
         except subprocess.TimeoutExpired:
-            if kind := kill_one(process, choose):
+            if left > 0 and (kind := kill_one(process, choose)):
                 killed[kind] = killed.get(kind, 0) + 1
                 say(f"{time.monotonic() - start:.0f} s: killed {killed}, {len(finished)} runs finished, {lost} lost")
         now = set((folder / "results" / profile).glob("*/result.json"))
@@ -92,9 +95,7 @@ def disturb(folder: Path, profile: str, kills: int, seed: int = 0, say=lambda te
         if process.returncode == 0 and sum(killed.values()) >= kills:
             return killed, lost
         if process.returncode == 0:
-            shutil.rmtree(folder / "results")
             shutil.rmtree(folder / "figures" / profile)
-            finished = set()
         process = make(folder, profile)
 
 
