@@ -1,22 +1,20 @@
 """Every notebook, executed. The paper through the Makefile, as a reader runs it, in a copy of the repository."""
 
 import base64
-import json
 import os
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faults
 import nbformat
 import pytest
+from test_tutorials import TUTORIALS
 
 from cldiff.execute import execute
 from cldiff.grid import jobs, runs
 from cldiff.runs import FILES
-from cldiff.tasks import SHA256
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -107,19 +105,6 @@ def test_unknown_profile_is_one_line(paper):
     assert "Traceback" not in done.stderr and not (paper / "results" / "huge").exists()
 
 
-TUTORIALS = {  # with parameters so small that they run in seconds
-    "tutorial_1": {"toy_steps": 20, "digit_steps": 4, "points": 50},
-    "tutorial_2": {"steps": 4, "look_every": 2, "samples": 14},
-    "tutorial_3": {"steps": 4, "samples": 16},
-    "tutorial_4": {"steps": 4, "number": 3, "samples": 8},
-}
-
-
-@pytest.mark.parametrize("name", TUTORIALS)
-def test_tutorial_runs(name, tmp_path):
-    execute(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / f"{name}.ipynb", TUTORIALS[name])
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_source_is_clean(path):
     book = nbformat.read(path, as_version=4)
@@ -138,53 +123,6 @@ def test_table_2_is_drawn(paper, tmp_path):
     execute(ROOT / "notebooks" / "table_2.ipynb", tmp_path / "table_2.ipynb",
             {"dataset": "digits", "results": str(paper / "results/smoke"), "figures": str(tmp_path)})
     assert (tmp_path / "table_2.md").read_text() == (paper / "figures/smoke/table_1.md").read_text()
-
-
-def test_a_run_with_inception_shows_both_extractors_and_without_its_weights_one_line(stand_in, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "https_proxy": "http://127.0.0.1:9"}  # no way to a download
-    run = next(job for job in jobs("smoke").values() if job["parameters"].get("method") == "finetune")
-    with_and_without = {"with": stand_in, "without": tmp_path / "empty"}
-    pending = {name: {"notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / f"{name}.ipynb"),
-                      "parameters": {**run["parameters"], "inception": True, "results": str(tmp_path / name), "data": str(data)}}
-               for name, data in with_and_without.items()}
-    (tmp_path / "jobs.json").write_text(json.dumps(pending))
-    columns = {}
-    for name in pending:
-        done = subprocess.run([sys.executable, "-m", "cldiff.execute", str(tmp_path / "jobs.json"), name],
-                              capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        lines = [line for line in done.stderr.splitlines() if "Inception features" in line]
-        assert len(lines) == (name == "without")
-        execute(ROOT / "notebooks" / "table_protocols.ipynb", tmp_path / f"table-{name}.ipynb",
-                {"dataset": "digits", "results": str(tmp_path / name), "figures": str(tmp_path / name)})
-        columns[name] = (tmp_path / name / "table_protocols.md").read_text().splitlines()[0]
-    assert "put NVIDIA's inception-2015-12-05.pt there" in lines[0] and str(tmp_path / "empty") in lines[0]
-    assert "Inception FID" in columns["with"] and "Inception" not in columns["without"]
-    assert all("KID" in row and "recall" in row for row in columns.values())
-
-
-@pytest.mark.parametrize("dataset, source", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
-def test_every_method_runs_on_real_images_of_28_pixels(tmp_path, dataset, source):
-    raw = ROOT / "data" / source / "raw"
-    if not all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in SHA256[dataset]):
-        pytest.skip(f"{raw} does not hold the data set")
-    shutil.copytree(raw, tmp_path / "data" / source / "raw")
-    small = {"steps": 2, "curve_every": 1, "bound_images": 2, "bound_terms": 2, "curve_images": 2, "samples": 16}
-    pending = {}
-    for target, job in jobs("smoke").items():
-        if job["notebook"].endswith("run.ipynb"):
-            pending[target] = {
-                "notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / target).replace("json", "ipynb"),
-                "parameters": {**job["parameters"], **small, "dataset": dataset, "attention": 14,
-                               "results": str(tmp_path / "results"), "data": str(tmp_path / "data")}}
-    (tmp_path / "jobs.json").write_text(json.dumps(pending))
-    start = lambda target: subprocess.run(  # noqa: E731
-        [sys.executable, "-m", "cldiff.execute", str(tmp_path / "jobs.json"), target], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
-    with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(start, pending):
-            assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "results").glob(f"{dataset}-*/result.json"))) == len(pending) == len(runs("smoke"))
 
 
 def test_readme_shows_the_committed_table_and_findings():

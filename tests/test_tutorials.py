@@ -1,0 +1,20 @@
+"""The tutorials run from top to bottom."""
+
+from pathlib import Path
+
+import pytest
+
+from cldiff.execute import execute
+
+ROOT = Path(__file__).parents[1]
+TUTORIALS = {  # with parameters so small that they run in seconds
+    "tutorial_1": {"toy_steps": 20, "digit_steps": 4, "points": 50},
+    "tutorial_2": {"steps": 4, "look_every": 2, "samples": 14},
+    "tutorial_3": {"steps": 4, "samples": 16},
+    "tutorial_4": {"steps": 4, "number": 3, "samples": 8},
+}
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_tutorial_runs(name, tmp_path):
+    execute(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / f"{name}.ipynb", TUTORIALS[name])
