@@ -21,7 +21,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # lucidrains' sampler draws a bar
+if __name__ == "__main__":  # not for whoever imports this
+    os.environ.setdefault("TQDM_DISABLE", "1")  # lucidrains' sampler draws a bar
 
 import torch
 import torch.nn.functional as F

@@ -7,6 +7,7 @@ import pytest
 from cldiff.execute import execute
 
 ROOT = Path(__file__).parents[1]
+
 TUTORIALS = {  # with parameters so small that they run in seconds
     "tutorial_1": {"toy_steps": 20, "digit_steps": 4, "points": 50},
     "tutorial_2": {"steps": 4, "look_every": 2, "samples": 14},
