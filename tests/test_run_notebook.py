@@ -17,8 +17,10 @@ from cldiff.tasks import SHA256
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("dataset, source", [("mnist", "MNIST"), ("fashion_mnist", "FashionMNIST")])
-def test_every_method_runs_on_real_images_of_28_pixels(tmp_path, dataset, source):
+@pytest.mark.parametrize("dataset, source, methods", [("mnist", "MNIST", {"finetune", "l2", "replay", "generative"}),
+                                                      ("fashion_mnist", "FashionMNIST", {"finetune", "generative"})])
+def test_every_method_runs_on_real_images_of_28_pixels(tmp_path, dataset, source, methods):
+    """Fashion-MNIST differs from MNIST in nothing but its files: two methods are enough there."""
     raw = ROOT / "data" / source / "raw"
     if not all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in SHA256[dataset]):
         pytest.skip(f"{raw} does not hold the data set")
@@ -26,7 +28,7 @@ def test_every_method_runs_on_real_images_of_28_pixels(tmp_path, dataset, source
     small = {"steps": 2, "curve_every": 1, "bound_images": 2, "bound_terms": 2, "curve_images": 2, "samples": 16}
     pending = {}
     for target, job in jobs("smoke").items():
-        if job["notebook"].endswith("run.ipynb"):
+        if job["parameters"].get("method") in methods:
             pending[target] = {
                 "notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / target).replace("json", "ipynb"),
                 "parameters": {**job["parameters"], **small, "dataset": dataset, "attention": 14,
@@ -38,7 +40,7 @@ def test_every_method_runs_on_real_images_of_28_pixels(tmp_path, dataset, source
     with ThreadPoolExecutor(2) as pool:
         for done in pool.map(start, pending):
             assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "results").glob(f"{dataset}-*/result.json"))) == len(pending) == len(runs("smoke"))
+    assert len(list((tmp_path / "results").glob(f"{dataset}-*/result.json"))) == len(pending) == sum(run.method in methods for run in runs("smoke"))
 
 
 def test_a_run_with_inception_shows_both_extractors_and_without_its_weights_one_line(stand_in, tmp_path):
