@@ -16,7 +16,7 @@ export OMP_NUM_THREADS := $(shell [ "$(JOBS)" -ge 1 ] 2>/dev/null && [ "$(JOBS)"
 export SOURCE_DATE_EPOCH := 1704067200
 export PYTHONUTF8 := 1
 
-.PHONY: help setup setup-test setup-bench setup-browser paper targets test test-faults check-paper bench lab test-browser colab clean
+.PHONY: help setup setup-test setup-bench setup-browser paper targets test test-faults check-paper verify bench lab test-browser colab clean
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test-faults  kills a paper 100 times and compares it with an undisturbed one'
 	@echo 'make test-browser  JupyterLab, its sliders and the page of the paper, in chromium'
 	@echo 'make check-paper  finished runs of PROFILE against the paper'"'"'s protocol and tests/targets.csv'
+	@echo 'make verify   fresh samples from the published weights of PROFILE against its published scores'
 	@echo 'make bench    training, sampling, bound and FID against other libraries; results/bench and figures/bench'
 	@echo 'make colab    a set-up cell and badges for Google Colab, with the address of the git remote origin'
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
@@ -92,6 +93,9 @@ test-faults: setup-test
 
 check-paper: setup-test
 	$(BIN)/python -m pytest -rf tests/test_targets.py --results results/$(PROFILE)
+
+verify: setup
+	@env -u OMP_NUM_THREADS $(BIN)/python -m cldiff.verify results/$(PROFILE)
 
 setup-bench: $(VENV)/.installed-bench
 

@@ -19,9 +19,10 @@ from . import metrics
 from .features import FeatureError, load_inception, load_lenet, real_features
 from .files import file_sha256, write_atomically
 from .methods.replay import buffer
-from .runs import FILES, PROTOCOL, TABLES, ResultError, Run
+from .runs import FILES, PROTOCOL, TABLES, WEIGHTS, ResultError, Run
 from .tasks import Task, data_sha256, to_uint8
 from .train import CHECKPOINT, Learner, Step, before, memory_of
+from .unet import UNet, save_unet
 
 SHOWN = 10  # samples of each task that samples.png shows
 
@@ -132,8 +133,8 @@ class Measurer:
 
     def save(self, folder: Path | str, learner: Learner) -> None:
         """Writes the folder of a finished run."""
-        save_result(Path(folder), self.run, {"scores.csv": learner.scores + self.floors(), "curves.csv": learner.curves,
-                                             "bootstrap.csv": learner.bootstrap}, mosaic(learner.samples),
+        save_result(Path(folder), self.run, learner.ema, {"scores.csv": learner.scores + self.floors(), "curves.csv": learner.curves,
+                                                         "bootstrap.csv": learner.bootstrap}, mosaic(learner.samples),
                     learner.seconds, {"data": data_sha256(self.run.dataset), **{e.name: e.sha256 for e in self.extractors}},
                     torch.device(self.device), {e.name: e.accuracy for e in self.extractors if e.accuracy})
 
@@ -165,8 +166,8 @@ def provenance(device: torch.device) -> dict:
     }
 
 
-def save_result(folder: Path, run: Run, tables: dict[str, list[dict]], samples: Image.Image, seconds: dict, sha256: dict,
-                device: torch.device = torch.device("cpu"), accuracy: dict | None = None) -> None:
+def save_result(folder: Path, run: Run, net: UNet, tables: dict[str, list[dict]], samples: Image.Image, seconds: dict,
+                sha256: dict, device: torch.device = torch.device("cpu"), accuracy: dict | None = None) -> None:
     """Writes the folder of a finished run, result.json last. Raises ResultError if there is a finished one."""
     if (folder / "result.json").exists():
         raise ResultError(f"{folder} holds a finished run: delete it to do the run again")
@@ -175,6 +176,7 @@ def save_result(folder: Path, run: Run, tables: dict[str, list[dict]], samples: 
         table = pd.DataFrame(tables[name], columns=columns).convert_dtypes()
         write_atomically(folder / name, partial(table.to_csv, index=False))
     write_atomically(folder / "samples.png", samples.save)
+    save_unet(folder / WEIGHTS, net)
     result = {"protocol": PROTOCOL, "run": dataclasses.asdict(run), "seconds": seconds, **provenance(device),
               "accuracy": accuracy or {},  # of the extractors' classifiers, on test images
               "sha256": {**sha256, **{name: file_sha256(folder / name) for name in FILES[:-1]}}}

@@ -17,6 +17,7 @@ COLUMNS = ("after_task", "eval_task", "metric", "value", "split", "extractor", "
 CURVES = ("step", "task", "eval_task", "split", "timestep", "loss", "bpd")
 TABLES = {"scores.csv": COLUMNS, "curves.csv": CURVES, "bootstrap.csv": None}  # files and their columns
 FILES = (*TABLES, "samples.png", "result.json")  # the last is written last
+WEIGHTS = "weights.pt"  # of the averaged network after the last task, beside them; published for some runs only
 
 
 def among(default: str, *values: str):

@@ -1,10 +1,13 @@
 """The U-Net of Ho et al. (2020), conditioned on the timestep and on the task."""
 
 import math
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .files import load_tensors, save_tensors
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -79,6 +82,8 @@ class UNet(nn.Module):
     def __init__(self, size: int, tasks: int, channels: int = 128, multipliers: tuple[int, ...] = (1, 2, 2),
                  blocks: int = 2, attention: int = 14, dropout: float = 0.1, colours: int = 1):
         super().__init__()
+        self.arguments = dict(size=size, tasks=tasks, channels=channels, multipliers=tuple(multipliers), blocks=blocks,
+                              attention=attention, dropout=dropout, colours=colours)
         if size % 2 ** (len(multipliers) - 1):
             raise ValueError(f"images of {size} pixels cannot be halved {len(multipliers) - 1} times: "
                              f"use fewer multipliers than {multipliers}")
@@ -129,3 +134,17 @@ class UNet(nn.Module):
             for layer in stage:
                 h = layer(h, embedding)
         return self.last(h)
+
+
+def save_unet(path: Path, net: UNet) -> None:
+    """A network for publication: its arguments and its parameters, in half precision."""
+    save_tensors(path, {"arguments": net.arguments, "parameters": {name: p.half() for name, p in net.state_dict().items()}})
+
+
+def load_unet(path: Path | str, device: str | torch.device = "cpu") -> UNet:
+    """What save_unet wrote, for evaluation: `load_unet("results/small/.../weights.pt")`. Raises ValueError if the file is
+    damaged."""
+    saved = load_tensors(Path(path), device)
+    net = UNet(**saved["arguments"]).to(device, memory_format=torch.channels_last)
+    net.load_state_dict(saved["parameters"])
+    return net.eval().requires_grad_(False)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from cldiff.grid import runs
-from cldiff.runs import FILES
+from cldiff.runs import FILES, WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 PAUSE = 13, 4  # seconds between two kills, at most: while there are runs to finish, and while figures are drawn
@@ -69,7 +69,7 @@ def kill_one(process: subprocess.Popen, choose: random.Random) -> str | None:
 
 def contents(folder: Path, profile: str) -> dict[str, bytes]:
     """Every result and every figure; result.json, a run's notebook and the paper hold times."""
-    names = [f"results/{profile}/{run.name}/{name}" for run in runs(profile) for name in FILES[:-1]]
+    names = [f"results/{profile}/{run.name}/{name}" for run in runs(profile) for name in (*FILES[:-1], WEIGHTS)]
     names += [str(p.relative_to(folder)) for p in sorted((folder / "figures" / profile).iterdir()) if p.stem != "paper"]
     return {name: (folder / name).read_bytes() for name in names}
 

@@ -13,9 +13,9 @@ from conftest import tiny
 from cldiff import grid
 from cldiff.files import claim
 from cldiff.grid import run_pending, seconds
-from cldiff.runs import FILES
+from cldiff.runs import FILES, WEIGHTS
 
-BITS = FILES[:-1]  # result.json holds times
+BITS = (*FILES[:-1], WEIGHTS)  # result.json holds times
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -40,7 +40,7 @@ def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tm
     assert calls == 10 + 8  # one step a call; the first task is shared
     for run in two:
         assert contents(tmp_path / "whole" / run.name) == contents(tmp_path / "pieces" / run.name)
-        assert {path.name for path in (tmp_path / "pieces" / run.name).iterdir()} == set(FILES)
+        assert {path.name for path in (tmp_path / "pieces" / run.name).iterdir()} == {*FILES, WEIGHTS}
 
 
 def test_a_run_that_another_process_works_on_is_left_to_it(two, tmp_path):

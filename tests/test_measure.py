@@ -13,9 +13,10 @@ from cldiff.diffusion import Diffusion
 from cldiff.measure import SHOWN, Measurer
 from cldiff.methods.replay import buffer
 from cldiff.plots import load_samples
-from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, load_curves, load_scores
+from cldiff.runs import COLUMNS, CURVES, FILES, WEIGHTS, ResultError, load_bootstrap, load_curves, load_scores
 from cldiff.tasks import to_model, to_uint8
 from cldiff.train import Learner, Step, train
+from cldiff.unet import load_unet
 
 TRIANGLE = [(after, task) for after in (1, 2, 3) for task in range(1, after + 1)]
 # What the stand-in for LeNet's classifier says of 16 samples: 1 falls into task 1, 2 into task 2, 4 into task 3.
@@ -216,8 +217,8 @@ def test_the_first_samples_for_each_task_are_kept(finished):
 
 
 def test_every_file_is_written_and_the_result_last(finished):
-    assert sorted(finished.order) == sorted(FILES) and finished.order[-1] == "result.json"
-    assert {path.name for path in finished.folder.iterdir()} == set(FILES)
+    assert sorted(finished.order) == sorted([*FILES, WEIGHTS]) and finished.order[-1] == "result.json"
+    assert {path.name for path in finished.folder.iterdir()} == {*FILES, WEIGHTS}
 
 
 def test_the_checkpoint_is_removed_and_the_first_task_kept(finished):
@@ -263,6 +264,14 @@ def test_curves_are_read_back(finished):
     table = load_curves(finished.folder.parent, "digits")
     assert {*CURVES, "run", "dataset", "method", "weight", "seed", "label"} == set(table.columns)
     same_rows(table, finished.curves, CURVES)
+
+
+def test_the_weights_are_those_of_the_average_in_half_precision(finished):
+    net, state = load_unet(finished.folder / WEIGHTS), finished.learner.ema.state_dict()
+    assert all(torch.equal(value, state[name].half().float()) for name, value in net.state_dict().items())
+    x, t, task = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 1, 2, 0])
+    torch.testing.assert_close(net(x, t, task), finished.learner.ema(x, t, task), atol=2e-3, rtol=2e-3)
+    assert not net.training and not any(p.requires_grad for p in net.parameters())
 
 
 def test_the_picture_is_cut_up_into_the_samples(finished):

@@ -14,7 +14,7 @@ from test_tutorials import TUTORIALS
 
 from cldiff.execute import execute
 from cldiff.grid import jobs, runs
-from cldiff.runs import FILES
+from cldiff.runs import FILES, WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -49,7 +49,7 @@ def test_paper_leaves_every_run_table_and_figure(paper):
         assert (paper / target).exists(), target
     for run in runs("smoke"):
         folder = paper / "results" / "smoke" / run.name
-        assert {p.name for p in folder.iterdir()} == {*FILES, "run.ipynb"}
+        assert {p.name for p in folder.iterdir()} == {*FILES, WEIGHTS, "run.ipynb"}
     figures = {p.name for p in (paper / "figures" / "smoke").iterdir()}
     for name in ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "figure_samples"):
         assert {f"{name}.pdf", f"{name}.png", f"{name}.ipynb"} <= figures

@@ -15,6 +15,7 @@ from cldiff.measure import save_result
 from cldiff.plots import ORDER
 from cldiff.files import write_atomically
 from cldiff.runs import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result
+from cldiff.unet import UNet
 
 ROOT = Path(__file__).parents[1]
 SMOKE = runs("smoke")
@@ -129,7 +130,7 @@ def finish(results: Path, run: Run, lenet: str = "y") -> Path:
     score = {"after_task": 1, "eval_task": 1, "metric": "fid", "value": 2.5, "split": "train", "extractor": "lenet", "n": 16}
     curve = {"step": 2, "task": 1, "eval_task": 1, "split": "validation", "timestep": None, "loss": None, "bpd": 3.5}
     replicate = {"after_task": 1, "eval_task": 1, "metric": "fid", "replicate0": 2.25}
-    save_result(results / run.name, run, {"scores.csv": [score], "curves.csv": [curve], "bootstrap.csv": [replicate]},
+    save_result(results / run.name, run, UNet(8, 5, 8, (1,), 1), {"scores.csv": [score], "curves.csv": [curve], "bootstrap.csv": [replicate]},
                 Image.new("L", (80, 8)), {"train": 1.0}, {"data": "x", "lenet": lenet})
     return results / run.name
 

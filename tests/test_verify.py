@@ -1,0 +1,95 @@
+"""`make verify`: fresh samples from published weights against published scores."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import torch
+from conftest import tiny
+
+from cldiff import Measurer
+from cldiff.runs import WEIGHTS, ResultError
+from cldiff.train import train
+from cldiff.unet import load_unet, save_unet
+from cldiff.verify import LIMIT, verify
+
+
+@pytest.fixture(scope="module")
+def published(digits, tmp_path_factory):
+    """The folder of a run of all five tasks, long enough for a network that is no longer one that knows nothing."""
+    run = tiny("replay", steps=30, samples=64, sample_steps=5)
+    folder = tmp_path_factory.mktemp("results") / run.name
+    measure = Measurer(run, digits)
+    for step in train(run, digits, folder):
+        measure(step)
+    measure.save(folder, step.learner)
+    return folder
+
+
+def command(folder) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "cldiff.verify", str(folder)], capture_output=True, text=True)
+
+
+def test_fresh_samples_agree_with_the_scores_and_are_not_the_published_ones(published):
+    table = verify(published)
+    assert table.task.tolist() == [k for k in range(1, 6) for _ in range(2)] and set(table.samples) == {64}
+    assert table.z.abs().max() <= LIMIT and (table.error > 0).all()
+    scores = pd.read_csv(published / "scores.csv")
+    last = scores[(scores.after_task == 5) & (scores.split == "train") & (scores.metric == "fid")]
+    fid = table[table.metric == "fid"]
+    assert fid.published.tolist() == pytest.approx(last.value.tolist()) and (fid.fresh != fid.published).all()
+
+
+def test_fewer_samples_are_compared_with_the_fid_of_as_many(published):
+    table = verify(published, drawn=40)
+    scores = pd.read_csv(published / "scores.csv")
+    by_n = scores[(scores.metric == "fid_by_n") & (scores.n == 32)]
+    assert set(table.samples) == {32}
+    assert table[table.metric == "fid"].published.tolist() == pytest.approx(by_n.value.tolist())
+
+
+@pytest.fixture
+def copy(published, tmp_path):
+    """To be changed: result.json still vouches for the scores, nothing does for the weights but themselves."""
+    folder = tmp_path / "results" / published.name
+    folder.mkdir(parents=True)
+    for path in published.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_other_weights_do_not_pass(copy):
+    net = load_unet(copy / WEIGHTS)
+    for p in net.parameters():
+        torch.nn.init.zeros_(p)
+    save_unet(copy / WEIGHTS, net)
+    done = command(copy.parent)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "standard errors, more than" in done.stderr
+
+
+def test_command_passes_and_shows_its_table(published):
+    done = command(published.parent)
+    assert done.returncode == 0, done.stderr
+    assert published.name in done.stdout and "every difference is at most" in done.stdout
+
+
+def test_damaged_or_missing_weights_are_one_line(copy):
+    content = bytearray((copy / WEIGHTS).read_bytes())
+    content[1000] ^= 1
+    (copy / WEIGHTS).write_bytes(content)
+    done = command(copy.parent)
+    assert done.returncode == 1 and done.stderr == f"error: {copy / WEIGHTS} is damaged\n"
+    (copy / WEIGHTS).unlink()
+    done = command(copy.parent)
+    assert done.returncode == 1 and done.stderr.startswith("error: no weights.pt in the folders of ") and done.stderr.count("\n") == 1
+
+
+def test_scores_in_other_features_are_not_compared(copy):
+    result = json.loads((copy / "result.json").read_text())
+    result["sha256"]["lenet"] = "0"
+    (copy / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ResultError, match="another LeNet"):
+        verify(copy)
