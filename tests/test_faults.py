@@ -19,10 +19,10 @@ import torch
 from conftest import tiny
 
 from cldiff.files import claim
-from cldiff.runs import FILES
+from cldiff.runs import FILES, WEIGHTS
 from cldiff.train import train
 
-BITS = FILES[:-1]  # result.json holds times
+BITS = (*FILES[:-1], WEIGHTS)  # result.json holds times
 # `python -m cldiff.grid run any --out DIR`, where the profile "any" is two short runs; NAME=VALUE changes both of them.
 DRIVER = """
 import sys
@@ -78,14 +78,14 @@ def test_no_room_for_any_of_the_files(undisturbed, tmp_path):
             one_line(done, "File too large")
             failures += 1
         for finished in (tmp_path / "out").glob("*/result.json"):
-            assert {p.name for p in finished.parent.iterdir()} == set(FILES)
+            assert {p.name for p in finished.parent.iterdir()} == {*FILES, WEIGHTS}
     assert failures >= 5
     left = tmp_path / "out" / run.name / ".4711-scores.csv"  # as of a process that was killed while it wrote
     left.parent.mkdir(exist_ok=True)
     left.write_text("after_task,eval_")
     done = go(command(tmp_path / "out"))
     assert done.returncode == 0 and contents(tmp_path / "out") == contents(undisturbed)
-    assert {p.name for p in left.parent.iterdir()} == set(FILES)
+    assert {p.name for p in left.parent.iterdir()} == {*FILES, WEIGHTS}
 
 
 def in_a_namespace(script: str, *words: str) -> subprocess.CompletedProcess:
