@@ -221,10 +221,12 @@ def test_l2_takes_the_weight_that_the_sweep_chose(monkeypatch):
 def test_the_choice_of_a_sweep_follows_its_rule():
     """chosen-*.json is what the rule makes of the table beside it: the lowest average FID on validation images."""
     for path in (ROOT / "figures").glob("*/chosen-*.json"):
+        dataset = path.stem.removeprefix("chosen-")
+        table = next(p for p in path.parent.glob("sweep*.md") if f"\n{dataset}, n = " in p.read_text())
         rows = [[cell.strip() for cell in line.split("|")[1:-1]]
-                for line in (path.parent / "sweep.md").read_text().splitlines()[2:] if line.startswith("|")]
+                for line in table.read_text().splitlines()[2:] if line.startswith("|")]
         names = {"l2": "L2", "replay": "Experience replay"}
         for method, weight in json.loads(path.read_text()).items():
             found = {float(row[1]): float(row[3].split(" ")[0]) for row in rows if row[0] == names[method]}
             assert found[weight] == min(found.values())
-            assert grid.chosen(path.parent.name, path.stem.removeprefix("chosen-"))[method] == weight
+            assert grid.chosen(path.parent.name, dataset)[method] == weight
