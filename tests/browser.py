@@ -20,7 +20,8 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"tutorial_1": {"toy_steps": 20, "digit_steps": 4, "points": 50},
-         "tutorial_2": {"steps": 10, "look_every": 5, "samples": 4}}
+         "tutorial_2": {"steps": 10, "look_every": 5, "samples": 4},
+         "tutorial_3": {"steps": 4, "samples": 16}}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 SECOND = 1000  # playwright counts milliseconds
@@ -159,10 +160,11 @@ def test_lab_opens_tutorial_1_and_it_runs(lab, page):
     run_all(page, lab.notebooks / "tutorial_1.ipynb").scroll_into_view_if_needed()
 
 
-def test_a_slider_draws_another_picture(lab, page, picture):
-    page.goto(lab.url.replace("/lab?", "/lab/tree/tutorial_2.ipynb?reset&"))  # without tutorial 1
-    run_all(page, lab.notebooks / "tutorial_2.ipynb")
-    for number in range(2):
+@pytest.mark.parametrize("name, sliders", [("tutorial_2", (0, 1)), ("tutorial_3", (1,))])  # tutorial 3 begins with menus
+def test_a_slider_draws_another_picture(lab, page, picture, name, sliders):
+    page.goto(lab.url.replace("/lab?", f"/lab/tree/{name}.ipynb?reset&"))  # without tutorial 1
+    run_all(page, lab.notebooks / f"{name}.ipynb")
+    for number in sliders:
         widget = page.locator(".widget-interact").nth(number)
         slider, figure, reading = widget.get_by_role("slider"), widget.locator("img"), widget.locator(".widget-readout")
         slider.scroll_into_view_if_needed()
@@ -172,7 +174,7 @@ def test_a_slider_draws_another_picture(lab, page, picture):
         expect(reading).not_to_have_text(value)
         expect(figure).not_to_have_attribute("src", before)
         expect(failures(page)).to_have_count(0)
-        picture(page, f"slider-{number + 1}")
+        picture(page, f"{name}-slider-{number + 1}")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
