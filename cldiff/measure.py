@@ -133,9 +133,9 @@ class Measurer:
 
     def save(self, folder: Path | str, learner: Learner) -> None:
         """Writes the folder of a finished run."""
-        save_result(Path(folder), self.run, learner.ema, {"scores.csv": learner.scores + self.floors(), "curves.csv": learner.curves,
-                                                         "bootstrap.csv": learner.bootstrap}, mosaic(learner.samples),
-                    learner.seconds, {"data": data_sha256(self.run.dataset), **{e.name: e.sha256 for e in self.extractors}},
+        tables = {"scores.csv": learner.scores + self.floors(), "curves.csv": learner.curves, "bootstrap.csv": learner.bootstrap}
+        save_result(Path(folder), self.run, learner.ema, tables, mosaic(learner.samples), learner.seconds,
+                    {"data": data_sha256(self.run.dataset), **{e.name: e.sha256 for e in self.extractors}},
                     torch.device(self.device), {e.name: e.accuracy for e in self.extractors if e.accuracy})
 
 

@@ -35,7 +35,7 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
     real = real_features(lenet, tasks, data)["train"]
     scores = pd.read_csv(folder / "scores.csv")
     scores = scores[(scores.after_task == len(tasks)) & (scores.extractor == lenet.name)]
-    n = max(size for size in metrics.sample_sizes(run.samples) if size <= max(drawn, 8))
+    n = max(size for size in metrics.sample_sizes(run.samples) if size <= drawn)
     rows = []
     for task in tasks:
         features, classes = lenet.extract(to_uint8(learner.sample(task.index, n, run.sample_steps, run.eta, "fresh")))

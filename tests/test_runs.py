@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from cldiff import METHODS, Run, grid, load_curves, load_scores
-from cldiff.grid import PROFILES, jobs, runs
+from cldiff.grid import PROFILES, jobs, planned, runs
 from cldiff.measure import save_result
 from cldiff.plots import ORDER
 from cldiff.files import write_atomically
@@ -209,6 +209,13 @@ def test_runs_with_and_without_inception_features_are_read_together(tmp_path):
     result["sha256"]["inception"] = "i"
     (folder / "result.json").write_text(json.dumps(result))
     assert len(load_scores(tmp_path)) == 2
+
+
+def test_a_table_is_complete_before_the_next_seed_and_data_set_begin_and_long_runs_come_first():
+    order = [(run.dataset, run.seed) for run in planned("small", 2)]
+    assert order == [(d, s) for d in ("mnist", "fashion_mnist") for s in (0, 1) for _ in grid.ROWS]
+    assert [run.method for run in planned("small", 2)[:5]] == ["generative", "replay", "replay", "l2", "finetune"]
+    assert sorted(run.name for run in planned("small", 2)) == sorted(run.name for run in runs("small", 2))
 
 
 def test_l2_takes_the_weight_that_the_sweep_chose(monkeypatch):
