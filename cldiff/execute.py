@@ -15,10 +15,14 @@ import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import nbformat
 from traitlets.config import Config
 
 from .files import write_atomically
+
+# jsonschema, on its way in, builds a grammar of international addresses, a format that no notebook has: 2 s for each.
+sys.modules["rfc3987_syntax"] = None
+import nbformat  # noqa: E402
+del sys.modules["rfc3987_syntax"]
 
 
 class ExecutionError(RuntimeError):

@@ -63,7 +63,8 @@ def load_lenet(dataset: str, device: str | torch.device = "cpu", folder: Path = 
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net = LeNet(saved["size"], saved["colours"])
         net.load_state_dict(saved["net"])
-        return Extractor("lenet", file_sha256(path), saved["accuracy"], partial(extract, net.to(device).eval()))
+        net = net.to(device, memory_format=torch.channels_last).eval()  # twice as fast on a CPU
+        return Extractor("lenet", file_sha256(path), saved["accuracy"], partial(extract, net))
     except FileNotFoundError:
         raise FeatureError(f"{path} is missing: `python -m cldiff.features {dataset}` trains it") from None
     except Exception as error:
@@ -99,7 +100,8 @@ def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Ext
 def extract(net: LeNet, images: Tensor) -> tuple[Tensor, Tensor]:
     """Features (N, F) and classes (N,) of uint8 images (N, C, H, W), on the CPU."""
     device = next(net.parameters()).device
-    features = torch.cat([net.features(to_model(part.to(device))) for part in images.split(1000)])
+    parts = images.split(250)  # so few stay in a CPU's caches
+    features = torch.cat([net.features(to_model(part.to(device))) for part in parts])
     return features.cpu(), net.last(features).argmax(1).cpu()
 
 

@@ -84,13 +84,13 @@ class Measurer:
                 features, classes = extractor.extract(samples)
                 drawn = {**row, "extractor": extractor.name, "n": len(samples), "sampler": run.sampler}
                 for split, parts in self.real[extractor.name].items():
-                    real = parts[task.index]
                     learner.scores += [{**drawn, "metric": metric, "split": split, "value": value}
-                                       for metric, value in metrics.distances(features, real).items()]
-                    if last and split == "train":
-                        learner.scores += [{**drawn, "metric": "fid_by_n", "split": split, "n": n,
-                                            "value": metrics.fid(features[:n], real)}
-                                           for n in metrics.sample_sizes(len(samples))]
+                                       for metric, value in metrics.distances(features, parts[task.index]).items()]
+                real = metrics.Gaussian.of(self.real[extractor.name]["train"][task.index])
+                if last:
+                    learner.scores += [{**drawn, "metric": "fid_by_n", "split": "train", "n": n,
+                                        "value": metrics.fid(features[:n], real)}
+                                       for n in metrics.sample_sizes(len(samples))]
                 if classes is None:
                     continue
                 for metric, wanted in (("accuracy", task), ("taken_for_current", self.tasks[after])):
@@ -98,7 +98,6 @@ class Measurer:
                                            "value": metrics.task_accuracy(classes, wanted.classes)})
                 if last or task.index == after:  # what average and forgetting are made of
                     picks = metrics.resampled(len(samples))
-                    real = self.real[extractor.name]["train"][task.index]
                     replicates["fid"] = [metrics.fid(features[pick], real) for pick in picks]
                     replicates["accuracy"] = [metrics.task_accuracy(classes[pick], task.classes) for pick in picks]
             images = task.test.images[: run.bound_images].to(self.device)

@@ -47,17 +47,26 @@ def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov
                                np.asarray(mean2, float), np.asarray(cov2, float)))
 
 
-def fid(features1: Tensor, features2: Tensor) -> float:
+class Gaussian(NamedTuple):
+    """Fitted to features (N, F), in float64."""
+
+    mean: Tensor  # (F,)
+    root: Tensor  # (min(N, F), F), upper triangular; root.T @ root is the covariance
+
+    @classmethod
+    def of(cls, features: Tensor) -> "Gaussian":
+        x = features.double()
+        return cls(x.mean(0), torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R)
+
+
+def fid(features1: Tensor | Gaussian, features2: Tensor | Gaussian) -> float:
     """Fréchet distance between the Gaussians fitted to two sets of features, (N, F) and (M, F), in float64.
 
     Equal to frechet_distance of their means and covariances, without the square root of a matrix, which takes minutes
     where F is 2,048: with RᵀR and SᵀS the covariances, the trace of (RᵀR SᵀS)^(1/2) is the sum of R Sᵀ's singular values.
+    What is compared often is given fitted.
     """
-    def fit(x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.double()
-        return x.mean(0), torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R
-
-    (mean1, root1), (mean2, root2) = fit(features1), fit(features2)
+    (mean1, root1), (mean2, root2) = (x if isinstance(x, Gaussian) else Gaussian.of(x) for x in (features1, features2))
     common = torch.linalg.svdvals(root1 @ root2.T).sum()
     return ((mean1 - mean2).square().sum() + root1.square().sum() + root2.square().sum() - 2 * common).item()
 

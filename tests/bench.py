@@ -61,7 +61,8 @@ class Cldiff:
         splits = [Split(noise_images(run, n), torch.zeros(n, dtype=torch.long)) for n in SIZES[run.dataset][1:]]
         tasks = [Task(i, (2 * i, 2 * i + 1), *splits) for i in range(max(TASKS, past + 1))]
         self.run, self.learner = run, Learner(run, tasks, device)
-        self.lenet, self.images = LeNet(SIZES[run.dataset][0]).to(device).eval(), noise_images(run, 10_000)
+        self.images = noise_images(run, 10_000)
+        self.lenet = LeNet(SIZES[run.dataset][0]).to(device, memory_format=torch.channels_last).eval()  # as load_lenet has it
         for _ in range(past):
             self.learner.next_task()
 
