@@ -95,11 +95,15 @@ def mean_and_error(values: pd.Series, digits: int) -> str:
     return f"{values.mean():.{digits}f}" + (f" ± {values.sem():.{digits}f}" if len(values) > 1 else "")
 
 
+def sizes(n: pd.Series) -> str:
+    """"250", or "70 to 72" where the tasks differ."""
+    return str(n.min()) if n.min() == n.max() else f"{n.min()} to {n.max()}"
+
+
 def seeds_note(scores: pd.DataFrame) -> str:
     """"digits, mean ± standard error of n = 3 seeds"."""
     n = scores.groupby("label").seed.nunique()
-    number = f"{n.min()}" if n.min() == n.max() else f"{n.min()} to {n.max()}"
-    return f"{scores.dataset.iloc[0]}, " + (f"n = {number} seeds, mean ± standard error" if n.max() > 1 else "n = 1 seed")
+    return f"{scores.dataset.iloc[0]}, " + (f"n = {sizes(n)} seeds, mean ± standard error" if n.max() > 1 else "n = 1 seed")
 
 
 HEADLINES = (("fid", "FID", 1), ("bpd", "BPD", 3), ("accuracy", "accuracy", 3))  # metric, title, digits
@@ -122,7 +126,6 @@ def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.Dat
     floor = scores[(scores.metric == "fid_floor") & (scores.split == "train") & (scores.extractor == drawn.extractor)]
     floors = floor[floor.run == floor.run.iloc[0]]
     table.loc[len(table)] = ["Real images (floor)", f"{floors.value.mean():.1f}"] + [""] * (len(table.columns) - 2)
-    sizes = lambda n: str(n.min()) if n.min() == n.max() else f"{n.min()} to {n.max()}"  # noqa: E731
     terms, variance, clipped = bound.sampler.iloc[0].removeprefix("terms").split("-")
     note = (f"{seeds_note(scores)}. Bold: the best, and what a paired bootstrap over seeds and images cannot tell from it. "
             f"FID: {drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}) against the training images "

@@ -125,10 +125,10 @@ def test_table_2_is_drawn(paper, tmp_path):
     assert (tmp_path / "table_2.md").read_text() == (paper / "figures/smoke/table_1.md").read_text()
 
 
-def test_readme_shows_the_committed_table_and_findings():
-    for name in ("table_1", "findings"):
+def test_readme_shows_the_committed_tables_and_findings():
+    for name in ("digits/table_1", "digits/findings", "small/table_1"):
         shown, readme = (subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
-                         for path in (f"figures/digits/{name}.md", "README.md"))
+                         for path in (f"figures/{name}.md", "README.md"))
         if shown.returncode:
             pytest.skip("not a git checkout")
         assert shown.stdout.strip() in readme.stdout
