@@ -145,8 +145,9 @@ def run_all(page: Page, notebook: Path) -> Locator:
 
 
 def test_lab_listens_on_this_machine_only_and_keeps_its_token(lab):
-    sockets = [socket for process in lab.process.children(recursive=True) for socket in process.net_connections("inet")
-               if socket.status == psutil.CONN_LISTEN]
+    processes = {process.pid for process in lab.process.children(recursive=True)}  # some of them end at any moment
+    sockets = [socket for socket in psutil.net_connections("inet")
+               if socket.pid in processes and socket.status == psutil.CONN_LISTEN]
     assert sockets and {socket.laddr.ip for socket in sockets} <= {"127.0.0.1", "::1"}
     address, _, token = lab.url.partition("/lab")
     token = token.partition("?")[2]
