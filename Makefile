@@ -31,7 +31,8 @@ help:
 	@echo 'make colab    a set-up cell and badges for Google Colab, with the address of the git remote origin'
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
 	@echo
-	@echo 'PROFILE=$(PROFILE)  smoke (seconds), digits (minutes on a CPU), small (a GPU, or hours), paper (a large GPU)'
+	@echo 'PROFILE=$(PROFILE)  smoke (seconds), digits (minutes on a CPU), digits-long (half an hour),'
+	@echo '                small (a GPU, or hours), paper (a large GPU)'
 	@echo 'SEEDS=$(SEEDS)         repetitions of each run'
 	@echo 'JOBS=$(JOBS)          runs at the same time'
 	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda'

@@ -40,20 +40,21 @@ class Profile:
     sweep: str | None = None  # the profile that chose the weight of L2; None: the method's default
 
 
-_DIGITS = dict(channels=16, dropout=0.0, multipliers=[1, 2], blocks=1, attention=4, buffer=20, early=50, late=300)
-_DIGITS_LONG = dict(_DIGITS, steps=200, batch=32, learning_rate=4e-3, pool=200, pool_steps=10, samples=256,
-                    sample_steps=10, bound_terms=20, curve_every=40)
+_TINY = dict(channels=16, dropout=0.0, multipliers=[1, 2], blocks=1, attention=4, buffer=20, early=50, late=300)
+_DIGITS = dict(_TINY, steps=200, batch=32, learning_rate=4e-3, pool=200, pool_steps=10, samples=256,
+               sample_steps=10, bound_terms=20, curve_every=40)
 _SMALL = dict(channels=16, blocks=1, dropout=0.0, steps=1_000, batch=32, learning_rate=2e-3, pool=500, pool_steps=10,
               samples=512, sample_steps=10, bound_terms=20, bound_images=250, curve_every=250, curve_images=100)
 PROFILES = {
     "smoke": Profile(("digits",), dict(
-        _DIGITS, steps=4, batch=8, channels=8, pool=8, pool_steps=2, samples=16, sample_steps=2, bound_terms=4,
+        _TINY, steps=4, batch=8, channels=8, pool=8, pool_steps=2, samples=16, sample_steps=2, bound_terms=4,
         bound_images=8, curve_every=2, curve_images=8)),
-    "digits": Profile(("digits",), _DIGITS_LONG, sweep="digits-sweep"),
+    "digits": Profile(("digits",), _DIGITS, sweep="digits-sweep"),
+    "digits-long": Profile(("digits",), dict(_DIGITS, steps=1_000, curve_every=200), sweep="digits-sweep"),
     "small": Profile(("mnist", "fashion_mnist"), _SMALL, sweep="small-sweep"),
     "paper": Profile(("mnist", "fashion_mnist"), dict(channels=64, precision="bfloat16", inception=True),
                      sweep="small-sweep"),
-    "digits-sweep": Profile(("digits",), _DIGITS_LONG, rows=SWEEP),
+    "digits-sweep": Profile(("digits",), _DIGITS, rows=SWEEP),
     "small-sweep": Profile(("mnist", "fashion_mnist"), dict(  # L2 alone, a quarter of the steps, little measured but FID
         _SMALL, steps=250, samples=256, bound_terms=10, bound_images=50, curve_images=20), rows=SWEEP[:6]),
 }

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -125,10 +126,22 @@ def test_table_2_is_drawn(paper, tmp_path):
     assert (tmp_path / "table_2.md").read_text() == (paper / "figures/smoke/table_1.md").read_text()
 
 
-def test_readme_shows_the_committed_tables_and_findings():
-    for name in ("digits/table_1", "digits/findings", "small/table_1"):
-        shown, readme = (subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
-                         for path in (f"figures/{name}.md", "README.md"))
-        if shown.returncode:
-            pytest.skip("not a git checkout")
-        assert shown.stdout.strip() in readme.stdout
+def committed(path):
+    shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
+    if shown.returncode:
+        pytest.skip("not a git checkout")
+    return shown.stdout
+
+
+@pytest.mark.parametrize("profile, table", [("digits", "table_1"), ("digits-long", "table_1"), ("small", "table_1")])
+def test_readme_shows_the_committed_tables(profile, table):
+    assert committed(f"figures/{profile}/{table}.md").strip() in committed("README.md")
+
+
+def test_readme_tells_the_verdicts_of_the_committed_findings():
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in committed("README.md").splitlines()
+            if line.startswith("|")]
+    head = next(k for k, row in enumerate(rows) if row[1:2] == ["finding of the study"])
+    for column, title in enumerate(rows[head][2:], start=2):
+        findings = committed(re.search(r"\((.*)\)", title)[1]).splitlines()[2:9]
+        assert [line.strip("| ").split(" | ")[-1] for line in findings] == [row[column] for row in rows[head + 2 : head + 9]]

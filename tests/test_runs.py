@@ -103,7 +103,7 @@ def test_run_notebook_has_every_parameter_of_a_run():
 
 
 @pytest.mark.parametrize("words, message", [
-    (["digitz"], "error: unknown profile 'digitz'; known: smoke, digits, small, paper, digits-sweep, small-sweep"),
+    (["digitz"], "error: unknown profile 'digitz'; known: smoke, digits, digits-long, small, paper, digits-sweep, small-sweep"),
     (["smoke", "--seeds", "0"], "error: seeds=0: expected at least 1"),
     (["smoke", "--seeds", "two"], "error: argument --seeds: invalid int value: 'two'"),
     (["smoke", "--device", "tpu"], "error: unknown device 'tpu'; known: auto, cpu, cuda"),
