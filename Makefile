@@ -31,7 +31,7 @@ help:
 	@echo 'make colab    a set-up cell and badges for Google Colab, with the address of the git remote origin'
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
 	@echo
-	@echo 'PROFILE=$(PROFILE)  smoke (seconds), digits (minutes on a CPU), digits-long (half an hour),'
+	@echo 'PROFILE=$(PROFILE)  smoke (a minute), digits (minutes on a CPU), digits-long (20 minutes),'
 	@echo '                small (a GPU, or hours), paper (a large GPU)'
 	@echo 'SEEDS=$(SEEDS)         repetitions of each run'
 	@echo 'JOBS=$(JOBS)          runs at the same time'

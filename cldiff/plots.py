@@ -127,7 +127,8 @@ def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.Dat
     floors = floor[floor.run == floor.run.iloc[0]]
     table.loc[len(table)] = ["Real images (floor)", f"{floors.value.mean():.1f}"] + [""] * (len(table.columns) - 2)
     terms, variance, clipped = bound.sampler.iloc[0].removeprefix("terms").split("-")
-    note = (f"{seeds_note(scores)}. Bold: the best, and what a paired bootstrap over seeds and images cannot tell from it. "
+    over = "seeds and images" if scores.seed.nunique() > 1 else "images (not over seeds)"
+    note = (f"{seeds_note(scores)}. Bold: the best, and what a paired bootstrap over {over} cannot tell from it. "
             f"FID: {drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}) against the training images "
             f"of the task; floor: two disjoint parts of these, {sizes(floors.n)} images each. BPD: variational bound on "
             f"{sizes(bound.n)} test images per task, {terms} timesteps each, variance {variance}, x0 {clipped}. Accuracy: "

@@ -40,7 +40,7 @@ class Run:
     steps: int = number(20_000, 1)  # gradient steps for each task
     batch: int = number(128, 1)  # images of the current task in a step; replay adds as many
     learning_rate: float = number(2e-4, 1e-12, 1)  # Adam
-    ema: float = number(0.9999, 0, 1)  # decay of the averaged weights, reached by a ramp in each task
+    ema: float = number(0.9999, 0, 1)  # largest decay of the averaged weights; s / (s + 9) at step s of a task
     clip: float = number(1.0, 1e-12)  # largest norm of the gradient
     buffer: int = number(200, 1)  # images kept for each past task (experience replay, and the buffer's curves)
     pool: int = number(5_000, 1)  # images drawn for each past task (generative replay)
