@@ -102,7 +102,7 @@ def test_a_paper_that_is_killed_again_and_again_is_the_same_in_the_end(paper, tm
 def test_unknown_profile_is_one_line(paper):
     done = make(paper, "paper", "PROFILE=huge")
     assert done.returncode != 0
-    assert "error: unknown profile 'huge'; known: smoke, digits, small, paper" in done.stderr
+    assert "error: unknown profile 'huge'; known: smoke, digits, digits-long, small, paper" in done.stderr
     assert "Traceback" not in done.stderr and not (paper / "results" / "huge").exists()
 
 
@@ -126,6 +126,22 @@ def test_table_2_is_drawn(paper, tmp_path):
     assert (tmp_path / "table_2.md").read_text() == (paper / "figures/smoke/table_1.md").read_text()
 
 
+def test_the_paper_shows_every_data_set_of_a_profile(tmp_path):
+    """The published small runs; smoke's paper has one data set."""
+    out = tmp_path / "paper.ipynb"
+    execute(ROOT / "notebooks" / "paper.ipynb", out, jobs("small")["figures/small/paper.ipynb"]["parameters"])
+    shown = "\n".join(part["data"].get("text/markdown", "") for cell in nbformat.read(out, 4).cells
+                      for part in cell.get("outputs", []) if "data" in part)
+    for table in ("table_1", "table_2"):
+        for part in ("", "_differences"):
+            assert (ROOT / "figures/small" / f"{table}{part}.md").read_text().strip() in shown
+    for name in ("findings", "table_protocols"):
+        for dataset in ("", "-fashion_mnist"):
+            assert (ROOT / "figures/small" / f"{name}{dataset}.md").read_text().strip() in shown
+    for caption in ("Table 12.", "Figure 5 (MNIST).", "Figure 5 (Fashion-MNIST)."):
+        assert f"**{caption}**" in shown
+
+
 def committed(path):
     shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
     if shown.returncode:
@@ -133,7 +149,8 @@ def committed(path):
     return shown.stdout
 
 
-@pytest.mark.parametrize("profile, table", [("digits", "table_1"), ("digits-long", "table_1"), ("small", "table_1")])
+@pytest.mark.parametrize("profile, table", [("digits", "table_1"), ("digits-long", "table_1"), ("small", "table_1"),
+                                            ("small", "table_2")])
 def test_readme_shows_the_committed_tables(profile, table):
     assert committed(f"figures/{profile}/{table}.md").strip() in committed("README.md")
 
