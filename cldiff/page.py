@@ -58,12 +58,13 @@ img { display: block; max-width: 100%; height: auto; margin: 0 auto } .caption {
 figcaption, .table + p { font-size: .86rem; line-height: 1.5; color: #444; margin: .6rem 0 1.8rem }
 table { border-collapse: collapse; border-block: 2px solid #333; margin: 0 auto; font-size: .82rem; line-height: 1.4 }
 th, td { padding: .3rem .55rem; text-align: left; vertical-align: top; font-variant-numeric: tabular-nums }
-th { border-bottom: 1px solid #333 } th, .short { white-space: nowrap } td:not(.short) { min-width: 8.5rem }
+th { border-bottom: 1px solid #333; vertical-align: bottom } .short { white-space: nowrap } td:not(.short) { min-width: 8.5rem }
 td:first-child { position: sticky; left: 0; background: #fff }
 pre { overflow-x: auto; background: #f6f6f4; padding: .7rem .9rem; font: .8rem/1.5 ui-monospace, Menlo, Consolas, monospace }
 sub, sup { line-height: 0 } code { font-size: .88em } summary { color: #6a6a6a; font-size: .75rem; cursor: pointer }
 .c1 { color: #5a6b5a } .k, .kn, .ow { color: #7a2d8c } .s1, .s2, .sa, .sd { color: #96401c }
-@media (min-width: 72rem) { figure, .table { width: 66rem; margin-left: -10rem } figcaption { padding: 0 10rem } }
+@media screen and (min-width: 50rem) { :root { --wide: min(66rem, 100vw - 3rem); --over: calc((var(--wide) - 46rem) / 2) }
+  figure, .table { width: var(--wide); margin-left: calc(-1 * var(--over)) } figcaption { padding: 0 var(--over) } }
 @media print { body { max-width: none; padding: 0; font-size: 10.5pt } details, nav { display: none }
   table { font-size: 7.5pt } td:first-child { position: static } .table { overflow: visible }
   figure, tr { break-inside: avoid } h2, h3, .caption { break-after: avoid } }

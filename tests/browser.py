@@ -180,7 +180,7 @@ def test_a_slider_draws_another_picture(lab, page, picture, name, sliders):
         picture(page, f"{name}-slider-{number + 1}")
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 1000, 390])
 def test_page_of_the_paper_needs_nothing_but_itself(page, picture, width):
     path = ROOT / "figures" / "digits" / "paper.html"
     assert path.exists(), f"{path} is missing: make paper"
@@ -197,6 +197,8 @@ def test_page_of_the_paper_needs_nothing_but_itself(page, picture, width):
     assert page.locator("table").count() >= 3
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     assert page.locator("table").evaluate_all(REACHABLE)
+    if width >= 1000:  # every column of the table of results is seen at once
+        assert page.locator(".table").first.evaluate("box => box.scrollWidth <= box.clientWidth")
     assert page.locator("details").count() > 0 and page.locator("details[open]").count() == 0
     assert not any(code.is_visible() for code in page.locator("details pre").all())
     assert asked == []
