@@ -126,13 +126,13 @@ def failures(page: Page) -> Locator:
 
 
 def run_all(page: Page, notebook: Path) -> Locator:
-    """Run All Cells, in the open notebook; the figure of its last code cell. No cell may fail."""
+    """Run All Cells, in the open notebook; the output of its last code cell. No cell may fail."""
     expect(page.locator(".jp-NotebookPanel-toolbar").get_by_text("Python 3")).to_be_visible()
     expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")).to_be_visible()  # the kernel is there
     page.locator("#jp-MainMenu").get_by_text("Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    figure = page.locator(".jp-Notebook .jp-CodeCell").last.locator(".jp-OutputArea-output img").last
-    figure.or_(failures(page)).first.wait_for(state="attached", timeout=180 * SECOND)
+    output = page.locator(".jp-Notebook .jp-CodeCell").last.locator(".jp-OutputArea-output").last
+    output.or_(failures(page)).first.wait_for(state="attached", timeout=180 * SECOND)
     expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")).to_be_visible()
     page.keyboard.press("Control+s")
     expect(page.get_by_text("Saving completed")).to_be_visible()
@@ -141,7 +141,7 @@ def run_all(page: Page, notebook: Path) -> Locator:
     assert [f"{o.ename}: {o.evalue}" for o in outputs if o.output_type == "error"] == []
     expect(failures(page)).to_have_count(0)
     assert all(cell.execution_count for cell in book.cells if cell.cell_type == "code")
-    return figure
+    return output
 
 
 def test_lab_listens_on_this_machine_only_and_keeps_its_token(lab):
