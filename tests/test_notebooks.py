@@ -142,6 +142,17 @@ def test_the_paper_shows_every_data_set_of_a_profile(tmp_path):
         assert f"**{caption}**" in shown
 
 
+def test_findings_compare_the_same_seeds(tmp_path):
+    """An interrupted SEEDS=2 leaves some methods with a seed less."""
+    for folder in (ROOT / "results/small").glob("mnist-*"):
+        if not folder.name.startswith("mnist-finetune-s1-"):
+            shutil.copytree(folder, tmp_path / "results" / folder.name)
+    execute(ROOT / "notebooks" / "findings.ipynb", tmp_path / "findings.ipynb",
+            {"dataset": "mnist", "results": str(tmp_path / "results"), "figures": str(tmp_path)})
+    text = (tmp_path / "findings.md").read_text()
+    assert "n = 1 seed;" in text and " ± " not in text
+
+
 def committed(path):
     shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
     if shown.returncode:
