@@ -8,6 +8,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,8 +53,8 @@ PROFILES = {
     "digits": Profile(("digits",), _DIGITS, sweep="digits-sweep"),
     "digits-long": Profile(("digits",), dict(_DIGITS, steps=1_000, curve_every=200), sweep="digits-sweep"),
     "small": Profile(("mnist", "fashion_mnist"), _SMALL, sweep="small-sweep"),
-    "paper": Profile(("mnist", "fashion_mnist"), dict(channels=64, precision="bfloat16", inception=True),
-                     sweep="small-sweep"),
+    "paper": Profile(("mnist", "fashion_mnist"), dict(channels=64, precision="bfloat16", inception=True, bound_terms=100,
+                                                      bound_images=10_000), sweep="small-sweep"),  # all test images
     "digits-sweep": Profile(("digits",), _DIGITS, rows=SWEEP),
     "small-sweep": Profile(("mnist", "fashion_mnist"), dict(  # L2 alone, a quarter of the steps, little measured but FID
         _SMALL, steps=250, samples=256, bound_terms=10, bound_images=50, curve_images=20), rows=SWEEP[:6]),
@@ -142,14 +143,13 @@ def run_pending(profile: str, seeds: int, out: Path, device: str, data: str, bud
     Stops before `budget` seconds are over, and on SIGTERM or Ctrl-C, with a checkpoint to continue from. Returns how many
     runs are left. Runs that another process works on are left to it.
     """
-    from tqdm import tqdm
-
     from .measure import Measurer
     from .tasks import load_tasks
-    from .train import pick_device, train
+    from .train import pick_device
     end, asked = time.monotonic() + budget, []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked.append(True))
+    over = lambda margin: bool(asked) or time.monotonic() + margin > end  # noqa: E731
     pending = [run for run in planned(profile, seeds) if not (out / run.name / "result.json").exists()]
     for run in pending:
         folder = out / run.name
@@ -164,24 +164,33 @@ def run_pending(profile: str, seeds: int, out: Path, device: str, data: str, bud
             measure = Measurer(run, tasks, data, pick_device(device))
             if measure.missing:
                 print(measure.missing, file=sys.stderr)
-            longest, started = {}, time.monotonic()  # seconds of a step by kind: without and with measuring
-            with tqdm(total=len(tasks) * run.steps, unit="step", desc=f"{run.dataset}, {run.label}") as bar:
-                for step in train(run, tasks, folder, measure.device):
-                    measure(step)
-                    bar.update(step.total - bar.n)
-                    kind = step.step % run.curve_every == 0, step.step == run.steps
-                    longest[kind] = max(longest.get(kind, 0), time.monotonic() - started)
-                    started = time.monotonic()
-                    next_kind = (step.step + 1) % run.curve_every == 0, step.step + 1 == run.steps
-                    margin = 5 + 2 * longest.get(next_kind, max(longest.values()))
-                    if asked or started + margin > end:
-                        if step.total < len(tasks) * run.steps:
-                            step.learner.save(step.learner.checkpoint)
-                            return left(profile, seeds, out)
-            measure.save(folder, step.learner)
-        if asked or time.monotonic() > end:
-            break
+            if not _finish(run, tasks, measure, folder, over) or over(0):
+                break
     return left(profile, seeds, out)
+
+
+def _finish(run: Run, tasks: list, measure, folder: Path, over: Callable[[float], bool]) -> bool:
+    """Trains, measures and saves one run; False if it had to stop, with a checkpoint, as the time is over before the next step."""
+    from tqdm import tqdm
+
+    from .train import train
+    longest, started = {}, time.monotonic()  # seconds of a step by kind: without and with measuring
+    try:
+        with tqdm(total=len(tasks) * run.steps, unit="step", desc=f"{run.dataset}, {run.label}") as bar:
+            for step in train(run, tasks, folder, measure.device, cancelled=lambda: over(0)):
+                measure(step)
+                bar.update(step.total - bar.n)
+                kind = step.step % run.curve_every == 0, step.step == run.steps
+                longest[kind] = max(longest.get(kind, 0) / 2, time.monotonic() - started)  # compiling is soon forgotten
+                started = time.monotonic()
+                next_kind = (step.step + 1) % run.curve_every == 0, step.step + 1 == run.steps
+                if over(5 + 2 * longest.get(next_kind, max(longest.values()))) and step.total < len(tasks) * run.steps:
+                    step.learner.save(step.learner.checkpoint)
+                    return False
+    except Timeout:  # while another process trained the first task
+        return False
+    measure.save(folder, step.learner)
+    return True
 
 
 def left(profile: str, seeds: int, out: Path) -> int:

@@ -21,7 +21,7 @@ from .files import file_sha256, write_atomically
 from .methods.replay import buffer
 from .runs import FILES, PROTOCOL, TABLES, WEIGHTS, ResultError, Run
 from .tasks import Task, data_sha256, to_uint8
-from .train import CHECKPOINT, Learner, Step, before, memory_of
+from .train import CHECKPOINT, Learner, Step, before, one_line_errors
 from .unet import UNet, save_unet
 
 SHOWN = 10  # samples of each task that samples.png shows
@@ -43,10 +43,12 @@ class Measurer:
             except FeatureError as error:
                 self.missing = str(error)
         self.real = {extractor.name: real_features(extractor, tasks, cache) for extractor in self.extractors}
+        self.fitted = {name: {split: [metrics.Gaussian.of(features) for features in parts] for split, parts in splits.items()}
+                       for name, splits in self.real.items()}
 
     def __call__(self, step: Step) -> None:
         start = time.perf_counter()
-        with memory_of(self.run, self.device):
+        with one_line_errors(self.run, self.device):
             if step.step % self.run.curve_every == 0:
                 self._curves(step)
             if step.step == self.run.steps:
@@ -83,10 +85,12 @@ class Measurer:
             for extractor in self.extractors:
                 features, classes = extractor.extract(samples)
                 drawn = {**row, "extractor": extractor.name, "n": len(samples), "sampler": run.sampler}
+                fitted, real = metrics.Gaussian.of(features), self.fitted[extractor.name]["train"][task.index]
                 for split, parts in self.real[extractor.name].items():
+                    values = {"fid": metrics.fid(fitted, self.fitted[extractor.name][split][task.index]),
+                              **metrics.distances(features, parts[task.index])}
                     learner.scores += [{**drawn, "metric": metric, "split": split, "value": value}
-                                       for metric, value in metrics.distances(features, parts[task.index]).items()]
-                real = metrics.Gaussian.of(self.real[extractor.name]["train"][task.index])
+                                       for metric, value in values.items()]
                 if last:
                     learner.scores += [{**drawn, "metric": "fid_by_n", "split": "train", "n": n,
                                         "value": metrics.fid(features[:n], real)}

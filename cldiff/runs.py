@@ -47,6 +47,7 @@ class Run:
     pool_steps: int = number(50, 1)  # DDIM steps for each of them
     precision: str = among("float32", "float32", "bfloat16")  # of training; metrics are always float32 or better
     deterministic: bool = False  # on a GPU: only algorithms that repeat bit for bit
+    compiled: bool = False  # the network by torch.compile, with CUDA graphs on a GPU
     # Model
     timesteps: int = number(1000, 20)
     channels: int = number(128, 8)  # of the first level, a multiple of 8
@@ -132,6 +133,8 @@ class Run:
 
     @staticmethod
     def _hash(values: dict) -> str:
+        if not values["compiled"]:  # which came later: names from before stay
+            values = {name: value for name, value in values.items() if name != "compiled"}
         text = json.dumps({"protocol": PROTOCOL, **values}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

@@ -2,6 +2,7 @@
 weights.pt and asks whether their FID and task accuracy are those of scores.csv, within sampling error."""
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
     lenet, tasks = load_lenet(run.dataset), load_tasks(run.dataset, data)
     if result["sha256"]["lenet"] != lenet.sha256:
         raise ResultError(f"{folder}: measured with another LeNet than this version's")
-    learner = Learner(run, tasks)
-    learner.ema = load_unet(folder / WEIGHTS)
+    learner = Learner(dataclasses.replace(run, compiled=False), tasks)
+    learner.ema.load_state_dict(load_unet(folder / WEIGHTS).state_dict())
     real = real_features(lenet, tasks, data)["train"]
     scores = pd.read_csv(folder / "scores.csv")
     scores = scores[(scores.after_task == len(tasks)) & (scores.extractor == lenet.name)]

@@ -55,9 +55,10 @@ def noise_images(run: Run, n: int, device: torch.device | str = "cpu") -> Tensor
 
 
 class Cldiff:
-    """What a run calls. past: tasks learned before."""
+    """What a run calls. past: tasks learned before; best: compiled, into CUDA graphs on a GPU."""
 
-    def __init__(self, run: Run, device: torch.device | str, past: int = 0):
+    def __init__(self, run: Run, device: torch.device | str, past: int = 0, best: bool = False):
+        run = replace(run, compiled=best and torch.device(device).type == "cuda")
         splits = [Split(noise_images(run, n), torch.zeros(n, dtype=torch.long)) for n in SIZES[run.dataset][1:]]
         tasks = [Task(i, (2 * i, 2 * i + 1), *splits) for i in range(max(TASKS, past + 1))]
         self.run, self.learner = run, Learner(run, tasks, device)
@@ -161,7 +162,7 @@ class Lucidrains(Peer):
         self.ema.ema_model.eval().sample(batch_size=n)
 
 
-WHO = {"cldiff": Cldiff, "diffusers": Diffusers, "diffusers-compiled": partial(Diffusers, best=True),
+WHO = {"cldiff": Cldiff, "cldiff-compiled": partial(Cldiff, best=True), "diffusers": Diffusers, "diffusers-compiled": partial(Diffusers, best=True),
        "lucidrains": Lucidrains}
 ALONE = get_context("forkserver")  # processes of their own, to measure memory in; they find torch loaded
 ALONE.set_forkserver_preload(["cldiff.measure"])
@@ -261,11 +262,12 @@ def compare(profile: str, run: Run, job: str, names: list[str], device: torch.de
     part = 1 if gpu or size == 8 else 16  # a CPU would take minutes for as many images as a run has in one call
     n = {"train": run.batch, "sample": min(run.samples, 500) // part, "bpd": 64 // part, "fid": 10_000}[job]
     works, memory, rows = {}, {}, []
-    for who in list(names if job in ("train", "sample") else names[:1]):  # nobody else measures bound and LeNet-FID
+    alone = {"bpd": ("cldiff", "cldiff-compiled"), "fid": ("cldiff",)}  # nobody else measures these
+    for who in [who for who in names if who in alone.get(job, names)]:
         say(f"{profile}, {job}: {who} warms up")
         try:
-            with ProcessPoolExecutor(1, ALONE) as alone:
-                memory[who] = alone.submit(peak_memory, who, job, run, n, device.type).result()
+            with ProcessPoolExecutor(1, ALONE) as process:
+                memory[who] = process.submit(peak_memory, who, job, run, n, device.type).result()
             work = partial(getattr(WHO[who](run, device), job), n)
             seconds(work, WARM[device.type], device)
             works[who] = work
@@ -275,7 +277,7 @@ def compare(profile: str, run: Run, job: str, names: list[str], device: torch.de
             names.remove(who)
             say(f"{who} left out: {type(error).__name__}: {str(error).partition(chr(10))[0]}")
     for who, times in interleave(f"{profile}, {job}", works, repeats, device).items():
-        half = who == "diffusers-compiled" or (who, job, run.precision) == ("cldiff", "train", "bfloat16")
+        half = who == "diffusers-compiled" or (who[:6], job, run.precision) == ("cldiff", "train", "bfloat16")
         precision = "bfloat16" if half else "tf32" if gpu else "float32"  # torch's convolutions on a GPU take TF32
         counted, values = count(who, job, run, n), [s if job == "fid" else n / s for s in times]
         peak, flops = limits["peak"].get(precision, limits["peak"]["float32"]), counted["flops_per_image"]
@@ -336,9 +338,9 @@ def measure(profiles: dict[str, Run], device: torch.device, repeats: int) -> dic
     for package in ("diffusers", "denoising-diffusion-pytorch"):
         with suppress(PackageNotFoundError):
             found["versions"][package] = version(package)
-    names = [who for who in WHO if device.type == "cuda" or who != "diffusers-compiled"]
+    names = [who for who in WHO if device.type == "cuda" or not who.endswith("-compiled")]
     if len(names) < len(WHO):
-        say("diffusers-compiled left out: torch.compile pays on a GPU only")
+        say("compiled networks are left out: torch.compile pays on a GPU only")
     for profile, run in profiles.items():
         rows = [row for job in UNITS for row in compare(profile, run, job, names, device, repeats, found["limits"])]
         found["rows"] += rows

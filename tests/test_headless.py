@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny
+from filelock import FileLock
 
 from cldiff import grid
 from cldiff.files import claim
@@ -47,6 +48,14 @@ def test_a_run_that_another_process_works_on_is_left_to_it(two, tmp_path):
     with claim(tmp_path / two[0].name):
         assert run_pending("any", 1, tmp_path, "cpu", "data") == 1
     assert not (tmp_path / two[0].name).exists() and (tmp_path / two[1].name / "result.json").exists()
+
+
+def test_waiting_for_the_first_task_of_another_process_ends_with_the_budget(two, tmp_path):
+    first = tmp_path / "first_task" / f"{two[0].first_task_name}.lock"
+    first.parent.mkdir()
+    with FileLock(first):
+        assert run_pending("any", 1, tmp_path, "cpu", "data", budget=1) == 2
+    assert run_pending("any", 1, tmp_path, "cpu", "data") == 0
 
 
 def command(out: Path, *words: str) -> list[str]:

@@ -3,10 +3,12 @@ import io
 import math
 import pickle
 from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
 from conftest import copied, same, tiny, weights, weights_after_tasks
+from torch._dynamo.utils import counters
 
 from cldiff.methods import METHODS, Method
 from cldiff.train import Learner, TrainingError, pick_device, train
@@ -333,6 +335,73 @@ def test_bfloat16_trains_near_float32_and_keeps_float32_weights(three, trained):
     start = weights(Learner(tiny(), three))
     moved = math.sqrt(sum((start[name] - whole[name]).square().sum().item() for name in half))
     assert difference < 0.5 * moved
+
+
+# Compiling
+
+
+@pytest.mark.skipif(not which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("dropout", (0.0, 0.1))
+def test_compiled_training_is_the_eager_one_in_three_graphs_and_continues_bit_for_bit(dropout, three, tmp_path, trained):
+    """Three graphs: the step without and with replay, the average in one shape. Compiling takes half a minute. Dropout's
+    masks are the compiler's own."""
+    run = tiny("replay", steps=2, compiled=True, dropout=dropout)
+    torch._dynamo.reset()
+    counters["stats"].clear()
+    for step in train(run, three):
+        learner = step.learner
+        for n in (1, 3, 5):
+            learner.sample(0, n, 2, 0.0, "samples")
+        learner.diffusion.bits_per_dim(learner.model(0), torch.zeros(2, 1, 8, 8), terms=3)
+    assert counters["stats"]["unique_graphs"] == 3
+    if dropout == 0:
+        eager = trained("replay", dropout=0.0)[-1]
+        for name, value in weights(learner).items():
+            torch.testing.assert_close(value, eager[name], rtol=1e-3, atol=1e-4)
+    for stop in (3, 6):
+        for resumed in train(run, three, tmp_path / "run", checkpoint_steps=1):
+            if resumed.total == stop:
+                break
+    assert same(weights(resumed.learner), weights(learner))
+
+
+def test_what_a_compiled_network_returns_may_be_written_over_by_its_next_call(three, monkeypatch):
+    """As CUDA graphs do, which return the same memory each time."""
+    def compile(net, **how):
+        kept = []
+
+        def call(*inputs):
+            out = net(*inputs)
+            if out.requires_grad:
+                return out
+            kept.append(out)
+            for before in kept[:-1]:
+                before.fill_(math.nan)
+            return out
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    eager, compiled = (Learner(tiny(compiled=compiled), three) for compiled in (False, True))
+    for learner in (eager, compiled):
+        learner.update()
+        learner.kept = [learner.model(task)(torch.ones(2, 1, 8, 8), torch.tensor([1, 2])) for task in (0, 1)]
+    torch.testing.assert_close(compiled.kept, eager.kept)
+    torch.testing.assert_close(compiled.sample(0, 3, 4, 0.0, "a"), eager.sample(0, 3, 4, 0.0, "a"))
+
+
+def test_what_cannot_be_compiled_is_one_line(three, monkeypatch):
+    class CompilerError(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
+    def compile(net, **how):
+        def call(*inputs):
+            raise CompilerError("no compiler\nSet TORCHDYNAMO_VERBOSE=1")
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.raises(TrainingError, match=r"^torch.compile failed \(no compiler\): use compiled=False$"):
+        next(train(tiny(compiled=True), three))
 
 
 # Devices
