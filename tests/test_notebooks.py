@@ -1,5 +1,6 @@
 """Every notebook, executed. The paper through the Makefile, as a reader runs it, in a copy of the repository."""
 
+import ast
 import base64
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import faults
 import nbformat
 import pytest
+from papermill import inspect_notebook
 from test_tutorials import TUTORIALS
 
 from cldiff.execute import execute
@@ -118,6 +120,13 @@ def test_notebook_source_is_clean(path):
 def test_every_notebook_is_executed_by_a_test():
     executed = {Path(job["notebook"]).stem for profile in ("smoke", "paper", "digits-sweep") for job in jobs(profile).values()}
     assert {path.stem for path in NOTEBOOKS} == executed | {*TUTORIALS, "bench"}  # bench: by test_bench.py
+
+
+def test_opened_by_hand_tables_figures_and_paper_show_the_published_results():
+    for job in jobs("small").values():
+        if job["notebook"] != "notebooks/run.ipynb" and "name" not in job["parameters"]:  # a name: the second data set's
+            known = inspect_notebook(str(ROOT / job["notebook"]))
+            assert {name: ast.literal_eval(known[name]["default"]) for name in job["parameters"]} == job["parameters"]
 
 
 def test_table_2_is_drawn(paper, tmp_path):
