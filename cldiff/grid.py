@@ -174,17 +174,19 @@ def _finish(run: Run, tasks: list, measure, folder: Path, over: Callable[[float]
     from tqdm import tqdm
 
     from .train import train
-    longest, started = {}, time.monotonic()  # seconds of a step by kind: without and with measuring
+    longest, started = {}, None  # seconds of a step by kind: without and with measuring
     try:
         with tqdm(total=len(tasks) * run.steps, unit="step", desc=f"{run.dataset}, {run.label}") as bar:
             for step in train(run, tasks, folder, measure.device, cancelled=lambda: over(0)):
                 measure(step)
                 bar.update(step.total - bar.n)
-                kind = step.step % run.curve_every == 0, step.step == run.steps
-                longest[kind] = max(longest.get(kind, 0) / 2, time.monotonic() - started)  # compiling is soon forgotten
+                kind, coming = ((n % run.curve_every == 0, n == run.steps) for n in (step.step, step.step + 1))
+                if started:  # the first step of a call waits for others, and compiles
+                    longest[kind] = max(longest.get(kind, 0) / 2, time.monotonic() - started)
                 started = time.monotonic()
-                next_kind = (step.step + 1) % run.curve_every == 0, step.step + 1 == run.steps
-                if over(5 + 2 * longest.get(next_kind, max(longest.values()))) and step.total < len(tasks) * run.steps:
+                # What this call has not measured yet takes no longer than all that was measured before it.
+                most = longest.get(coming, step.learner.seconds["measure"] if any(coming) else 0)
+                if over(5 + 2 * most) and step.total < len(tasks) * run.steps:
                     step.learner.save(step.learner.checkpoint)
                     return False
     except Timeout:  # while another process trained the first task
@@ -221,8 +223,9 @@ def main() -> None:
     parser.error = lambda message: sys.exit(f"error: {' '.join(message.split())}")  # one line, without the usage
     words = parser.parse_args(sys.argv[1 + making:])
     from .features import FeatureError
+    from .learner import TrainingError
     from .tasks import DataError
-    from .train import TrainingError, pick_device
+    from .train import pick_device
     try:
         pick_device(words.device)
         found = jobs(words.profile, words.seeds, words.device, *([] if making else [words.checkpoint]))

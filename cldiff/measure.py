@@ -18,10 +18,11 @@ from torch import Tensor
 from . import metrics
 from .features import FeatureError, load_inception, load_lenet, real_features
 from .files import file_sha256, write_atomically
+from .learner import Learner, before
 from .methods.replay import buffer
 from .runs import FILES, PROTOCOL, TABLES, WEIGHTS, ResultError, Run
 from .tasks import Task, data_sha256, to_uint8
-from .train import CHECKPOINT, Learner, Step, before, one_line_errors
+from .train import CHECKPOINT, Step, one_line_errors
 from .unet import UNet, save_unet
 
 SHOWN = 10  # samples of each task that samples.png shows

@@ -193,7 +193,7 @@ def load_results(results: str | Path, dataset: str | None = None) -> dict[Path, 
         raise ResultError(f"no finished run{f' on {dataset}' if dataset else ''} in {results}: `make paper PROFILE=...` makes them")
     first: dict[str, tuple[Path, dict]] = {}
     for path, result in found.items():
-        run = {**{k: v for k, v in result["run"].items() if k not in ("method", "weight", "seed")},
+        run = {**{k: v for k, v in dataclasses.asdict(Run(**result["run"])).items() if k not in ("method", "weight", "seed")},
                **{f"SHA-256 of {k}": v for k, v in result["sha256"].items() if k not in FILES}}
         other_path, other = first.setdefault(run["dataset"], (path, run))
         for key in run.keys() & other.keys():  # Inception may have been missing for one of them

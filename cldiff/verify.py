@@ -11,9 +11,9 @@ import pandas as pd
 
 from . import metrics
 from .features import FeatureError, load_lenet, real_features
+from .learner import Learner
 from .runs import WEIGHTS, ResultError, Run, read_result
 from .tasks import DataError, load_tasks, to_uint8
-from .train import Learner
 from .unet import load_unet
 
 DRAWN = 1_024  # fresh samples for each task, at most
@@ -32,7 +32,10 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
     if result["sha256"]["lenet"] != lenet.sha256:
         raise ResultError(f"{folder}: measured with another LeNet than this version's")
     learner = Learner(dataclasses.replace(run, compiled=False), tasks)
-    learner.ema.load_state_dict(load_unet(folder / WEIGHTS).state_dict())
+    net = load_unet(folder / WEIGHTS)
+    if net.arguments != learner.ema.arguments:
+        raise ResultError(f"{folder / WEIGHTS}: a network of {net.arguments}, expected {learner.ema.arguments}")
+    learner.ema.load_state_dict(net.state_dict())
     real = real_features(lenet, tasks, data)["train"]
     scores = pd.read_csv(folder / "scores.csv")
     scores = scores[(scores.after_task == len(tasks)) & (scores.extractor == lenet.name)]

@@ -35,10 +35,11 @@ from cldiff import metrics
 from cldiff.features import LeNet, extract
 from cldiff.files import write_atomically
 from cldiff.grid import ROWS, runs
+from cldiff.learner import Learner
 from cldiff.measure import provenance
 from cldiff.runs import Run
 from cldiff.tasks import Split, Task, to_model
-from cldiff.train import Learner, pick_device
+from cldiff.train import pick_device
 
 TASKS = 5
 SIZES = {"digits": (8, 260, 29, 71), "mnist": (28, 10_800, 1_200, 2_000)}  # pixels; a task's images in each split

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import tiny
 from filelock import FileLock
 
+import cldiff.measure
+import cldiff.train
 from cldiff import grid
 from cldiff.files import claim
 from cldiff.grid import run_pending, seconds
@@ -56,6 +59,37 @@ def test_waiting_for_the_first_task_of_another_process_ends_with_the_budget(two,
     with FileLock(first):
         assert run_pending("any", 1, tmp_path, "cpu", "data", budget=1) == 2
     assert run_pending("any", 1, tmp_path, "cpu", "data") == 0
+
+
+def test_waiting_and_compiling_before_the_first_step_do_not_make_every_step_look_long(two, tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    train = cldiff.train.train
+
+    def slow_to_start(*words, **how):
+        for number, step in enumerate(train(*words, **how)):
+            clock.now += 1 if number else 100
+            yield step
+
+    monkeypatch.setattr(grid, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(cldiff.train, "train", slow_to_start)
+    assert run_pending("any", 1, tmp_path, "cpu", "data", budget=300) == 0
+    assert clock.now == 100 + 9 + 100 + 7
+
+
+def test_a_call_stops_before_measuring_that_took_long_in_an_earlier_one(two, tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    measure = cldiff.measure.Measurer._scores
+
+    def slow(self, learner):
+        clock.now += 100
+        learner.seconds["measure"] += 100
+        measure(self, learner)
+
+    monkeypatch.setattr(grid, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(cldiff.measure.Measurer, "_scores", slow)
+    for call in (1, 2, 3):  # the scores of one task in each, with which the next call then begins
+        assert run_pending("any", 1, tmp_path, "cpu", "data", budget=150) == 2
+        assert clock.now == 100 * call
 
 
 def command(out: Path, *words: str) -> list[str]:

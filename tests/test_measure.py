@@ -10,12 +10,13 @@ from conftest import same, tiny, weights
 
 from cldiff import metrics
 from cldiff.diffusion import Diffusion
+from cldiff.learner import Learner
 from cldiff.measure import SHOWN, Measurer
 from cldiff.methods.replay import buffer
 from cldiff.plots import load_samples
 from cldiff.runs import COLUMNS, CURVES, FILES, WEIGHTS, ResultError, load_bootstrap, load_curves, load_scores
 from cldiff.tasks import to_model, to_uint8
-from cldiff.train import Learner, Step, train
+from cldiff.train import Step, train
 from cldiff.unet import load_unet
 
 TRIANGLE = [(after, task) for after in (1, 2, 3) for task in range(1, after + 1)]

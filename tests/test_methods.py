@@ -4,10 +4,11 @@ import pytest
 import torch
 from conftest import copied, same, tiny, weights, weights_after_tasks, with_noise_held_out
 
+from cldiff.learner import Learner
 from cldiff.methods import METHODS, Batch, Method
 from cldiff.methods.replay import buffer
 from cldiff.tasks import to_uint8
-from cldiff.train import Learner, train
+from cldiff.train import train
 
 OTHERS = [name for name in METHODS if name != "finetune"]
 

@@ -186,6 +186,17 @@ def test_results_of_different_protocols_are_not_mixed(tmp_path):
         load_scores(tmp_path)
 
 
+def test_compiled_runs_are_not_mixed_with_those_from_before_there_were_any(tmp_path):
+    finish(tmp_path, SMOKE[0])
+    finish(tmp_path, dataclasses.replace(SMOKE[1], compiled=True))
+    path = tmp_path / SMOKE[0].name / "result.json"
+    result = json.loads(path.read_text())
+    del result["run"]["compiled"]
+    path.write_text(json.dumps(result))
+    with pytest.raises(ResultError, match="compiled=True"):
+        load_scores(tmp_path)
+
+
 def test_results_of_different_extractors_are_not_mixed(tmp_path):
     finish(tmp_path, SMOKE[0])
     finish(tmp_path, SMOKE[1], lenet="z")

@@ -12,7 +12,7 @@ from conftest import tiny
 from cldiff import Measurer
 from cldiff.runs import WEIGHTS, ResultError
 from cldiff.train import train
-from cldiff.unet import load_unet, save_unet
+from cldiff.unet import UNet, load_unet, save_unet
 from cldiff.verify import LIMIT, verify
 
 
@@ -85,6 +85,13 @@ def test_damaged_or_missing_weights_are_one_line(copy):
     (copy / WEIGHTS).unlink()
     done = command(copy.parent)
     assert done.returncode == 1 and done.stderr.startswith("error: no weights.pt in the folders of ") and done.stderr.count("\n") == 1
+
+
+def test_a_network_of_another_size_is_named(copy):
+    net = load_unet(copy / WEIGHTS)
+    save_unet(copy / WEIGHTS, UNet(**{**net.arguments, "channels": 2 * net.channels}))
+    with pytest.raises(ResultError, match="weights.pt: a network of .*'channels': 16.*expected .*'channels': 8"):
+        verify(copy)
 
 
 def test_scores_in_other_features_are_not_compared(copy):

@@ -1,4 +1,4 @@
-"""What a continual-learning method may do. The loop of train.py calls nothing else."""
+"""What a continual-learning method may do. Training calls nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..train import Learner
+    from ..learner import Learner
 
 
 @dataclass
@@ -42,7 +42,8 @@ class Method:
         self.state: dict[str, Tensor] = {}
 
     def start_task(self, learner: Learner) -> None:
-        """Before each task but the first; learner.net and learner.ema are still those of the task before."""
+        """Before each task but the first; learner.net and learner.ema are still those of the task before. Training changes
+        both in place: clone what is to be kept."""
 
     def replay(self, learner: Learner) -> Batch | None:
         """More examples to learn from in this step, in the same forward pass as the current task's."""

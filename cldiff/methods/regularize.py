@@ -10,7 +10,7 @@ from torch import Tensor
 from .base import Method
 
 if TYPE_CHECKING:
-    from ..train import Learner
+    from ..learner import Learner
 
 
 class L2(Method):

@@ -10,7 +10,7 @@ from ..tasks import Split, to_uint8
 from .base import Batch, Method
 
 if TYPE_CHECKING:
-    from ..train import Learner
+    from ..learner import Learner
 
 
 def buffer(learner: Learner, task: int) -> Split:
