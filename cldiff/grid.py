@@ -53,6 +53,9 @@ PROFILES = {
     "digits": Profile(("digits",), _DIGITS, sweep="digits-sweep"),
     "digits-long": Profile(("digits",), dict(_DIGITS, steps=1_000, curve_every=200), sweep="digits-sweep"),
     "small": Profile(("mnist", "fashion_mnist"), _SMALL, sweep="small-sweep"),
+    "paper-cpu": Profile(("mnist", "fashion_mnist"), dict(  # the study's length where there is no GPU: hours for each run
+        patch=2, channels=24, multipliers=[1, 2], blocks=1, attention=7, dropout=0.0, batch=32, learning_rate=1e-3, pool=2_000,
+        pool_steps=20, samples=1_024, sample_steps=20, bound_terms=20, bound_images=10_000, curve_images=100)),
     "paper": Profile(("mnist", "fashion_mnist"), dict(channels=64, precision="bfloat16", inception=True, bound_terms=100,
                                                       bound_images=10_000), sweep="small-sweep"),  # all test images
     "digits-sweep": Profile(("digits",), _DIGITS, rows=SWEEP),

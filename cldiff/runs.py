@@ -24,8 +24,11 @@ def among(default: str, *values: str):
     return field(default=default, metadata={"among": values})
 
 
-def number(default: float | None, low: float, high: float = float("inf")):
-    return field(default=default, metadata={"low": low, "high": high})
+def number(default: float | None, low: float, high: float = float("inf"), **more: bool):
+    return field(default=default, metadata={"low": low, "high": high, **more})
+
+
+LATER = {"later": True}  # marks a parameter that came after results were published: see Run._hash
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,14 @@ class Run:
     pool_steps: int = number(50, 1)  # DDIM steps for each of them
     precision: str = among("float32", "float32", "bfloat16")  # of training; metrics are always float32 or better
     deterministic: bool = False  # on a GPU: only algorithms that repeat bit for bit
-    compiled: bool = False  # the network by torch.compile, with CUDA graphs on a GPU
+    compiled: bool = field(default=False, metadata=LATER)  # the network by torch.compile, with CUDA graphs on a GPU
     # Model
     timesteps: int = number(1000, 20)
     channels: int = number(128, 8)  # of the first level, a multiple of 8
     multipliers: tuple[int, ...] = (1, 2, 2)  # width of each level
     blocks: int = number(2, 1)  # residual blocks for each level
-    attention: int = number(14, 1)  # the resolution that has self-attention
+    patch: int = number(1, 1, **LATER)  # patch x patch pixels are one place of the network
+    attention: int = number(14, 1)  # the resolution, in places, that has self-attention
     dropout: float = number(0.1, 0, 0.99)
     # Measuring
     samples: int = number(5_000, 16)  # for each FID and task accuracy
@@ -131,10 +135,11 @@ class Run:
         shared = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("method", "weight", "pool", "pool_steps")}
         return f"{self.dataset}-s{self.seed}-{self._hash(shared)}"
 
-    @staticmethod
-    def _hash(values: dict) -> str:
-        if not values["compiled"]:  # which came later: names from before stay
-            values = {name: value for name, value in values.items() if name != "compiled"}
+    @classmethod
+    def _hash(cls, values: dict) -> str:
+        """Parameters that came later count where they are off their default: names from before stay."""
+        later = {f.name: f.default for f in dataclasses.fields(cls) if "later" in f.metadata}
+        values = {name: value for name, value in values.items() if name not in later or value != later[name]}
         text = json.dumps({"protocol": PROTOCOL, **values}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 

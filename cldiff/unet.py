@@ -78,20 +78,25 @@ class UNet(nn.Module):
     """Predicts the noise in x_t.
 
     channels: width of the first level; multipliers: width of each level in units of it; blocks: residual blocks per
-    level; attention: the resolution (pixels) at which self-attention follows each block, beside the middle, which
-    always has it; tasks: length of the one-hot task vector. Raises ValueError if the image cannot be halved once for
-    every level but the last.
+    level; attention: the resolution at which self-attention follows each block, beside the middle, which always has it;
+    tasks: length of the one-hot task vector; patch: patch x patch pixels become the channels of one place before the
+    first layer, and pixels again after the last (Luhman and Luhman 2022): the levels' resolutions count such places.
+    Raises ValueError if the image cannot be cut into patches, or these not be halved once for every level but the last.
     """
 
     def __init__(self, size: int, tasks: int, channels: int = 128, multipliers: tuple[int, ...] = (1, 2, 2),
-                 blocks: int = 2, attention: int = 14, dropout: float = 0.1, colours: int = 1):
+                 blocks: int = 2, attention: int = 14, dropout: float = 0.1, colours: int = 1,
+                 patch: int = 1):
         super().__init__()
         self.arguments = dict(size=size, tasks=tasks, channels=channels, multipliers=tuple(multipliers), blocks=blocks,
-                              attention=attention, dropout=dropout, colours=colours)
+                              attention=attention, dropout=dropout, colours=colours, patch=patch)
+        if size % patch:
+            raise ValueError(f"images of {size} pixels cannot be cut into patches of {patch}: use a patch that divides {size}")
+        size, colours = size // patch, colours * patch**2
         if size % 2 ** (len(multipliers) - 1):
-            raise ValueError(f"images of {size} pixels cannot be halved {len(multipliers) - 1} times: "
-                             f"use fewer multipliers than {multipliers}")
-        self.channels, self.tasks, width = channels, tasks, 4 * channels
+            raise ValueError(f"images of {size} {'places' if patch > 1 else 'pixels'} cannot be halved {len(multipliers) - 1} "
+                             f"times: use fewer multipliers than {multipliers}")
+        self.channels, self.tasks, self.patch, width = channels, tasks, patch, 4 * channels
         self.embed = nn.Sequential(nn.Linear(channels + tasks, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.first = nn.Conv2d(colours, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
@@ -125,7 +130,7 @@ class UNet(nn.Module):
         """x: (B, C, H, W) in [-1, 1] plus noise; t: int64 (B,); task: int64 (B,), from 0. Returns (B, C, H, W)."""
         one_hot = F.one_hot(task, self.tasks)
         embedding = self.embed(torch.cat([timestep_embedding(t, self.channels), one_hot.to(x.dtype)], dim=1))
-        h = self.first(x)
+        h = self.first(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips = [h]
         for stage in self.down:
             for layer in stage:
@@ -137,7 +142,8 @@ class UNet(nn.Module):
             h = torch.cat([h, skips.pop()], dim=1)
             for layer in stage:
                 h = layer(h, embedding)
-        return self.last(h)
+        h = self.last(h)
+        return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
 
 def save_unet(path: Path, net: UNet) -> None:

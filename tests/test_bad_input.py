@@ -72,16 +72,16 @@ RUNS = [
     (dict(late=1000), "late=1000: expected one of [0, 50,"),
 ]
 WORDS = [  # of python -m cldiff.grid
-    ([""], "unknown profile ''; known: smoke, digits, digits-long, small, paper"),
-    (["DIGITS"], "unknown profile 'DIGITS'; known: smoke, digits, digits-long, small, paper"),
-    (["../digits"], "unknown profile '../digits'; known: smoke, digits, digits-long, small, paper"),
+    ([""], "unknown profile ''; known: smoke, digits, digits-long, small, paper-cpu, paper"),
+    (["DIGITS"], "unknown profile 'DIGITS'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
+    (["../digits"], "unknown profile '../digits'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
     ([], "the following arguments are required: profile"),
     (["smoke", "--seeds", "-1"], "seeds=-1: expected at least 1"),
     (["smoke", "--seeds", "1.5"], "argument --seeds: invalid int value: '1.5'"),
     (["smoke", "--device", "gpu"], "unknown device 'gpu'; known: auto, cpu, cuda"),
     (["smoke", "more"], "unrecognized arguments: more"),
     (["run", "smoke", "--budget", "9 m"], "budget '9 m': expected a number and s, m or h, for example 9m"),
-    (["run", "huge"], "unknown profile 'huge'; known: smoke, digits, digits-long, small, paper"),
+    (["run", "huge"], "unknown profile 'huge'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
     (["smoke", "--budget", "9m"], "unrecognized arguments: --budget 9m"),
 ]
 PARAMETERS = [  # of a notebook

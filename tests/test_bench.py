@@ -120,7 +120,7 @@ def test_table_takes_as_long_as_its_steps():
 @pytest.mark.parametrize("words, message", [
     (["--repeats", "1"], "error: repeats=1: expected at least 5"),
     (["--device", "gpu"], "error: unknown device 'gpu'; known: auto, cpu, cuda"),
-    (["--profile", "huge"], "error: unknown profile 'huge'; known: smoke, digits, digits-long, small, paper"),
+    (["--profile", "huge"], "error: unknown profile 'huge'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
     (["--what"], "error: unrecognized arguments: --what"),
 ])
 def test_errors_are_one_line(words, message, monkeypatch, tmp_path):

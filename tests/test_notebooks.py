@@ -104,7 +104,7 @@ def test_a_paper_that_is_killed_again_and_again_is_the_same_in_the_end(paper, tm
 def test_unknown_profile_is_one_line(paper):
     done = make(paper, "paper", "PROFILE=huge")
     assert done.returncode != 0
-    assert "error: unknown profile 'huge'; known: smoke, digits, digits-long, small, paper" in done.stderr
+    assert "error: unknown profile 'huge'; known: smoke, digits, digits-long, small, paper-cpu, paper" in done.stderr
     assert "Traceback" not in done.stderr and not (paper / "results" / "huge").exists()
 
 

@@ -73,7 +73,18 @@ def test_every_parameter_is_part_of_the_name():
 
 
 def test_names_of_published_runs_stay():
-    assert runs("small")[0].name == "mnist-finetune-s0-ada38114"
+    """Each folder of results keeps the name that its parameters have, whatever parameters are added later."""
+    found = list((ROOT / "results").glob("*/*/result.json"))
+    assert len(found) >= 25
+    for path in found:
+        assert Run(**json.loads(path.read_text())["run"]).name == path.parent.name
+    assert {run.name for run in runs("small", 2)} <= {path.parent.name for path in found}
+
+
+def test_a_later_parameter_counts_in_the_name_off_its_default_only():
+    run = runs("small")[0]
+    assert run.name == "mnist-finetune-s0-ada38114" and (run.compiled, run.patch) == (False, 1)
+    assert len({run.name, dataclasses.replace(run, compiled=True).name, dataclasses.replace(run, patch=2).name}) == 3
 
 
 def test_methods_share_the_first_task_but_nothing_else_does():
@@ -108,7 +119,7 @@ def test_run_notebook_has_every_parameter_of_a_run():
 
 
 @pytest.mark.parametrize("words, message", [
-    (["digitz"], "error: unknown profile 'digitz'; known: smoke, digits, digits-long, small, paper, digits-sweep, small-sweep"),
+    (["digitz"], "error: unknown profile 'digitz'; known: smoke, digits, digits-long, small, paper-cpu, paper, digits-sweep, small-sweep"),
     (["smoke", "--seeds", "0"], "error: seeds=0: expected at least 1"),
     (["smoke", "--seeds", "two"], "error: argument --seeds: invalid int value: 'two'"),
     (["smoke", "--device", "tpu"], "error: unknown device 'tpu'; known: auto, cpu, cuda"),

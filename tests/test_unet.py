@@ -28,10 +28,35 @@ def inputs(batch: int, size: int = 8, colours: int = 1) -> tuple[torch.Tensor, t
     (8, {"multipliers": (1, 2, 2, 2), "attention": 1}),
     (8, {"multipliers": (2,), "blocks": 3, "colours": 3}),
     (28, {"multipliers": (1, 2, 2), "blocks": 2, "attention": 14}),
+    (28, {"patch": 2, "attention": 7}),
+    (12, {"patch": 3, "colours": 3}),
 ])
 def test_output_has_the_shape_of_the_images(size, options):
     x, t, task = inputs(2, size, options.get("colours", 1))
     assert perturbed(small(size, **options))(x, t, task).shape == x.shape
+
+
+@pytest.mark.parametrize("patch, colours", [(2, 1), (2, 3), (4, 1)])
+def test_a_patched_net_is_the_unpatched_one_of_the_same_weights_on_images_cut_by_hand(patch, colours):
+    places = 16 // patch
+    net = perturbed(small(16, patch=patch, colours=colours, attention=places))
+    plain = small(places, colours=colours * patch**2, attention=places).eval()
+    plain.load_state_dict(net.state_dict())
+    x, t, task = inputs(3, 16, colours)
+    cut = torch.stack([x[:, c, i::patch, j::patch] for c in range(colours) for i in range(patch) for j in range(patch)], dim=1)
+    joined, found = torch.empty_like(x), iter(plain(cut, t, task).unbind(1))
+    for c in range(colours):
+        for i in range(patch):
+            for j in range(patch):
+                joined[:, c, i::patch, j::patch] = next(found)
+    assert torch.allclose(net(x, t, task), joined, atol=1e-6)
+
+
+def test_images_that_cannot_be_cut_are_an_error():
+    with pytest.raises(ValueError, match="images of 28 pixels cannot be cut into patches of 3: use a patch that divides 28"):
+        small(28, patch=3)
+    with pytest.raises(ValueError, match="images of 7 places cannot be halved 1 times"):
+        small(28, patch=4)
 
 
 def test_untrained_net_predicts_zero():
