@@ -16,15 +16,18 @@ export OMP_NUM_THREADS := $(shell [ "$(JOBS)" -ge 1 ] 2>/dev/null && [ "$(JOBS)"
 export SOURCE_DATE_EPOCH := 1704067200
 export PYTHONUTF8 := 1
 
-.PHONY: help setup setup-test setup-bench setup-browser paper targets test test-faults check-paper verify bench lab test-browser colab clean
+.PHONY: help setup setup-test setup-bench setup-browser paper targets test test-all test-faults check-paper verify bench lab \
+        test-browser lint colab clean
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
 	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
 	@echo 'make lab      open the notebooks in JupyterLab'
-	@echo 'make test     the tests'
+	@echo 'make test     the tests that a change can break, in minutes'
+	@echo 'make test-all the long ones too: notebooks, kills, whole papers; in chromium where there is one'
 	@echo 'make test-faults  kills a paper 100 times and compares it with an undisturbed one'
 	@echo 'make test-browser  JupyterLab, its sliders and the page of the paper, in chromium'
+	@echo 'make lint     format and rules of the code, by ruff'
 	@echo 'make check-paper  finished runs of PROFILE against the paper'"'"'s protocol and tests/targets.csv'
 	@echo 'make verify   fresh samples from the published weights of PROFILE against its published scores'
 	@echo 'make bench    training, sampling, bound and FID against other libraries; results/bench and figures/bench'
@@ -32,7 +35,7 @@ help:
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
 	@echo
 	@echo 'PROFILE=$(PROFILE)  smoke (a minute), digits (minutes on a CPU), digits-long (20 minutes),'
-	@echo '                small (a GPU, or hours), paper (a large GPU)'
+	@echo '                small (a GPU, or hours), paper-cpu (days), paper (a large GPU)'
 	@echo 'SEEDS=$(SEEDS)         repetitions of each run'
 	@echo 'JOBS=$(JOBS)          runs at the same time'
 	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda'
@@ -55,38 +58,42 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 paper: setup
 	@[ "$(JOBS)" -ge 1 ] 2>/dev/null || { echo 'error: JOBS=$(JOBS): expected an integer of at least 1' >&2; exit 1; }
-	@$(BIN)/python -m cldiff.grid $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --checkpoint $(CHECKPOINT) --plan
+	@$(BIN)/python -m cldiff plan $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --checkpoint $(CHECKPOINT)
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
 
-# Below, only the make that `paper` starts: the plan lists RUNS, FIGURES and PAPER. A run is made when its result is not
-# there, whatever the times of files say; figures are drawn again when a result is newer, and then the paper and its page.
+# Below, only the make that `paper` starts: the plan lists FIRST_TASKS, RUNS, FIGURES and PAPER, and which run waits for
+# which first task. A run is made when its result is not there, whatever the times of files say; figures are drawn again
+# when a result is newer, and then the paper and its page.
 ifneq ($(filter targets,$(MAKECMDGOALS)),)
 include $(PLAN)/targets.mk
+PAGE := $(PAPER:.ipynb=.html)
 # Written whole or not at all: nothing for make to delete when it is interrupted.
-.PRECIOUS: $(RUNS) $(FIGURES) $(PAPER) $(PAPER:.ipynb=.html)
+.PRECIOUS: $(FIRST_TASKS) $(RUNS) $(FIGURES) $(PAPER) $(PAGE)
 endif
 
-targets: $(FIGURES) $(PAPER:.ipynb=.html)
+targets: $(FIGURES) $(PAGE)
 	@echo 'figures/$(PROFILE) is complete'
 
-$(RUNS):
-	@echo 'run     $(patsubst %/result.json,%,$@)'
-	@$(BIN)/python -m cldiff.execute $(PLAN)/jobs.json $@
-
 $(FIGURES): $(RUNS)
-	@echo 'figure  $(basename $@)'
-	@$(BIN)/python -m cldiff.execute $(PLAN)/jobs.json $@
-
 $(PAPER): $(FIGURES)
-	@echo 'paper   $@'
-	@$(BIN)/python -m cldiff.execute $(PLAN)/jobs.json $@
+$(PAGE): $(PAPER)
 
-$(PAPER:.ipynb=.html): $(PAPER)
-	@echo 'page    $@'
-	@$(BIN)/python -m cldiff.page $< $@
+$(FIRST_TASKS) $(RUNS) $(FIGURES) $(PAPER) $(PAGE):
+	@echo 'make    $(patsubst %/result.json,%,$@)'
+	@$(BIN)/python -m cldiff make $(PROFILE) $@
 
 test: setup-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow"
+
+# The long ones alone may be asked for with SLOW="-m slow".
+test-all: setup-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(SLOW)
+	@if $(MAKE) --no-print-directory setup-browser; then $(MAKE) --no-print-directory test-browser; \
+	 else echo 'no chromium to be had on this machine: the browser tests are left out'; fi
+
+lint: setup-test
+	$(BIN)/ruff format --check cldiff tests
+	$(BIN)/ruff check cldiff tests
 
 # 100 kills at random moments of a whole paper, compared with an undisturbed one.
 test-faults: setup-test
@@ -96,7 +103,7 @@ check-paper: setup-test
 	$(BIN)/python -m pytest -rf tests/test_targets.py --results results/$(PROFILE)
 
 verify: setup
-	@env -u OMP_NUM_THREADS $(BIN)/python -m cldiff.verify results/$(PROFILE)
+	@env -u OMP_NUM_THREADS $(BIN)/python -m cldiff verify results/$(PROFILE)
 
 setup-bench: $(VENV)/.installed-bench
 
@@ -107,7 +114,7 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 # All cores, and the profile that fits the machine unless PROFILE is given.
 bench: setup-bench
 	env -u OMP_NUM_THREADS $(BIN)/python tests/bench.py --device $(DEVICE) $(if $(filter command environment,$(origin PROFILE)),--profile $(PROFILE))
-	$(BIN)/python -c "from cldiff.execute import execute; execute('notebooks/bench.ipynb', 'figures/bench/bench.ipynb', {})"
+	$(BIN)/python -c "from cldiff.report.execute import execute; execute('notebooks/bench.ipynb', 'figures/bench/bench.ipynb', {})"
 
 # On this machine only and with a token, as Jupyter does by default.
 lab: setup
@@ -129,7 +136,7 @@ test-browser: setup-browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser.py
 
 colab: setup
-	@$(BIN)/python -m cldiff.colab
+	@$(BIN)/python -m cldiff colab
 
 clean:
 	@printf 'delete results/$(PROFILE) and figures/$(PROFILE)? [y/N] '; read answer; test "$$answer" = y

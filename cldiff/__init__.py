@@ -1,17 +1,42 @@
 """cldiff: continual learning of diffusion models, as an executable paper.
 
-A Run trains a U-Net by diffusion on a sequence of tasks with a method, is measured, and is plotted.
+A Run trains a U-Net by diffusion on a sequence of tasks with a method, is measured, and its results are reported.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .diffusion import Diffusion
+    from .measure import Measurer
+    from .methods import METHODS
+    from .metrics import METRICS, frechet_distance
+    from .results import load_bootstrap, load_curves, load_scores
+    from .run import Run
+    from .stats import average, forgetting
+    from .tasks import DATASETS, load_tasks
+    from .unet import UNet
+    from .work import make_run
 
 __version__ = "0.1.0"
 
 # Imported when first used, so that a tool that only starts a notebook does not load torch.
 _HOME = {
-    "load_tasks": "tasks", "UNet": "unet", "Diffusion": "diffusion", "METHODS": "methods",
-    "Measurer": "measure", "average": "metrics", "forgetting": "metrics", "Run": "runs", "load_scores": "runs",
-    "load_curves": "runs",
+    "DATASETS": "tasks",
+    "Diffusion": "diffusion",
+    "METHODS": "methods",
+    "METRICS": "metrics",
+    "Measurer": "measure",
+    "Run": "run",
+    "UNet": "unet",
+    "average": "stats",
+    "forgetting": "stats",
+    "frechet_distance": "metrics",
+    "load_bootstrap": "results",
+    "load_curves": "results",
+    "load_scores": "results",
+    "load_tasks": "tasks",
+    "make_run": "work",
 }
 __all__ = list(_HOME)
 

@@ -30,8 +30,10 @@ class Diffusion:
         self.alpha_bar_before = torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])  # alpha_bar of t - 1
         self.posterior_variance = self.beta * (1 - self.alpha_bar_before) / (1 - self.alpha_bar)  # eq. 7; 0 at t = 0
         # The last step has no posterior variance of its own; both choices take that of t = 1 there, as Ho et al. do.
-        self.reverse_variances = {name: torch.cat([self.posterior_variance[1:2], table[1:]]) for name, table in
-                                  (("fixedlarge", self.beta), ("fixedsmall", self.posterior_variance))}
+        self.reverse_variances = {
+            name: torch.cat([self.posterior_variance[1:2], table[1:]])
+            for name, table in (("fixedlarge", self.beta), ("fixedsmall", self.posterior_variance))
+        }
 
     @property
     def reverse_variance(self) -> Tensor:
@@ -54,8 +56,15 @@ class Diffusion:
         return x0.clamp(-1, 1) if clip else x0
 
     @torch.no_grad()
-    def sample(self, model: Model, x_T: Tensor, steps: int | None = None, eta: float = 1.0, clip: bool = True,
-               generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self,
+        model: Model,
+        x_T: Tensor,
+        steps: int | None = None,
+        eta: float = 1.0,
+        clip: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Images (B, C, H, W) in [-1, 1] from noise x_T of that shape.
 
         eta=1 with all steps (steps=None or T) is ancestral sampling (Ho et al., algorithm 2) with the reverse
@@ -84,8 +93,15 @@ class Diffusion:
         return x
 
     @torch.no_grad()
-    def bits_per_dim(self, model: Model, x0: Tensor, clip: bool = True, generator: torch.Generator | None = None,
-                     terms: int | None = None, batch_size: int = 512) -> tuple[Tensor, Tensor, Tensor]:
+    def bits_per_dim(
+        self,
+        model: Model,
+        x0: Tensor,
+        clip: bool = True,
+        generator: torch.Generator | None = None,
+        terms: int | None = None,
+        batch_size: int = 512,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The variational bound, eq. 5, of 8-bit images x0 (B, C, H, W) in [-1, 1], in bits per dimension.
 
         Returns total (B,), prior (B,) and vlb (B, T) in ascending t, float64; total = prior + vlb.sum(1). With
@@ -96,16 +112,22 @@ class Diffusion:
         return self.bounds(model, x0, [(self.variance, clip)], generator, terms, batch_size)[0]
 
     @torch.no_grad()
-    def bounds(self, model: Model, x0: Tensor, choices: list[tuple[str, bool]], generator: torch.Generator | None = None,
-               terms: int | None = None, batch_size: int = 512) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def bounds(
+        self,
+        model: Model,
+        x0: Tensor,
+        choices: list[tuple[str, bool]],
+        generator: torch.Generator | None = None,
+        terms: int | None = None,
+        batch_size: int = 512,
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """bits_per_dim for each (variance, clip) of `choices`, all from the same predictions of the model."""
         low, size = self._strata(self.timesteps if terms is None else terms)  # (K,), (K,)
         uniform = torch.rand(len(x0), len(low), generator=generator, device=x0.device, dtype=torch.float64)
         t = (low + (uniform * size).long().clamp(max=size - 1)).flatten()  # (B * K,)
         image = torch.arange(len(x0), device=x0.device).repeat_interleave(len(low))
         vlbs = [torch.zeros(len(x0), self.timesteps, dtype=torch.float64, device=x0.device) for _ in choices]
-        for i, s, weight in zip(image.split(batch_size), t.split(batch_size),
-                                size.repeat(len(x0)).split(batch_size)):
+        for i, s, weight in zip(image.split(batch_size), t.split(batch_size), size.repeat(len(x0)).split(batch_size)):
             noise = torch.randn(x0[i].shape, generator=generator, device=x0.device, dtype=x0.dtype)
             x_t = self.noised(x0[i], s, noise)
             guess = model(x_t, s).to(x0.dtype)
@@ -127,7 +149,8 @@ class Diffusion:
         return starts, ends - starts
 
     def _term(self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, reverse: Tensor, clip: bool) -> Tensor:
-        """L_t of eq. 5 in bits per dimension, (B,): the likelihood of the pixels at t = 0, a KL divergence elsewhere."""
+        """L_t of eq. 5 in bits per dimension, (B,): the likelihood of the pixels at t = 0, a KL divergence
+        elsewhere."""
         x0, x_t = x0.double(), x_t.double()
         guess = self.denoised(x_t, t, noise.double(), clip)
         wide = lambda table: table[t].view(-1, 1, 1, 1)  # noqa: E731

@@ -1,7 +1,6 @@
-"""Feature extractors: what FID compares, and what task accuracy asks. `python -m cldiff.features DATASET` trains a LeNet."""
+"""Feature extractors: what FID compares, and what task accuracy asks."""
 
 import hashlib
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,18 +12,18 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 
+from .errors import Problem
 from .files import file_sha256, load_tensors, save_tensors, write_atomically
-from .tasks import Split, Task, load_tasks, to_model
+from .tasks import Split, Task, to_model
 
 LENETS = Path(__file__).parent / "lenet"  # trained once and kept with the package: numbers of two machines compare
-EPOCHS = 8
 BATCH = 64
 SUMS = "SHA256SUMS"  # of these files, as sha256sum writes it
 INCEPTION = "inception-2015-12-05.pt"  # NVIDIA's TorchScript of the original network, as clean-fid loads it
 INCEPTION_SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # asked of what is downloaded
 
 
-class FeatureError(RuntimeError):
+class FeatureError(Problem):
     """An extractor that cannot be had; the message says which file is missing and where it goes."""
 
 
@@ -61,15 +60,17 @@ def load_lenet(dataset: str, device: str | torch.device = "cpu", folder: Path = 
         if file_sha256(path) not in (folder / SUMS).read_text():
             raise ValueError(f"not the file that {SUMS} lists")
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        net = LeNet(saved["size"], saved["colours"])
+        net = LeNet(saved["size"], saved["colours"], len(saved["net"]["last.bias"]))
         net.load_state_dict(saved["net"])
         net = net.to(device, memory_format=torch.channels_last).eval()  # twice as fast on a CPU
         return Extractor("lenet", file_sha256(path), saved["accuracy"], partial(extract, net))
     except FileNotFoundError:
-        raise FeatureError(f"{path} is missing: `python -m cldiff.features {dataset}` trains it") from None
+        raise FeatureError(f"{path} is missing: `python -m cldiff features {dataset}` trains it") from None
     except Exception as error:
-        raise FeatureError(f"{path} is damaged ({type(error).__name__}): `git checkout` it, "
-                           f"or train it again with `python -m cldiff.features {dataset}`") from None
+        raise FeatureError(
+            f"{path} is damaged ({type(error).__name__}): `git checkout` it, "
+            f"or train it again with `python -m cldiff features {dataset}`"
+        ) from None
 
 
 def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Extractor:
@@ -77,6 +78,7 @@ def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Ext
     `cache`, downloaded where they are missing. Raises FeatureError if they cannot be had."""
     from cleanfid.downloads_helper import check_download_inception
     from cleanfid.inception_torchscript import InceptionV3W
+
     path = Path(cache) / INCEPTION
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +89,10 @@ def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Ext
                     raise OSError("not the file that was expected")
                 (Path(unfinished) / INCEPTION).replace(path)
     except OSError as error:
-        raise FeatureError(f"no Inception features: {path} is missing and its download failed ({type(error).__name__}); "
-                           f"put NVIDIA's {INCEPTION} there") from None
+        raise FeatureError(
+            f"no Inception features: {path} is missing and its download failed ({type(error).__name__}); "
+            f"put NVIDIA's {INCEPTION} there"
+        ) from None
     try:
         net = InceptionV3W(str(cache), download=False).to(device).eval()
     except RuntimeError:
@@ -107,22 +111,31 @@ def extract(net: LeNet, images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def inception_features(net: nn.Module, images: Tensor, batch_size: int = 100) -> Tensor:
-    """(N, 2048) of grey images uint8 (N, 1, H, W), on the CPU."""
+    """(N, 2048) of images uint8 (N, C, H, W), grey (C = 1) or RGB (C = 3), on the CPU. Raises FeatureError for
+    others."""
     from cleanfid.resize import build_resizer
+
+    if images.shape[1] not in (1, 3):
+        raise FeatureError(f"Inception takes grey or RGB images, not {images.shape[1]} colours: use inception=False")
     resize, device, features = build_resizer("clean"), next(net.parameters()).device, []
     for part in images.split(batch_size):
         # clean-fid resizes the channels of a picture one by one: three grey images travel as one picture.
-        planes = F.pad(part[:, 0], (0, 0, 0, 0, 0, -len(part) % 3)).unflatten(0, (-1, 3)).permute(0, 2, 3, 1)
+        planes = part.flatten(0, 1)
+        planes = F.pad(planes, (0, 0, 0, 0, 0, -len(planes) % 3)).unflatten(0, (-1, 3)).permute(0, 2, 3, 1)
         large = torch.cat([torch.from_numpy(resize(picture)).permute(2, 0, 1) for picture in planes.numpy()])
-        features.append(net(large[: len(part), None].expand(-1, 3, -1, -1).to(device)).float().cpu())
+        large = large[: part.shape[0] * part.shape[1]].unflatten(0, part.shape[:2]).expand(-1, 3, -1, -1)
+        features.append(net(large.to(device)).float().cpu())
     return torch.cat(features)
 
 
 def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) -> dict[str, list[Tensor]]:
     """Features (N, F) of the real images of each task, by split; those of Inception are kept in `cache`."""
+
     def compute() -> dict[str, list[Tensor]]:
-        return {split: [extractor.extract(getattr(task, split).images)[0] for task in tasks]
-                for split in ("train", "validation", "test")}
+        return {
+            split: [extractor.extract(getattr(task, split).images)[0] for task in tasks]
+            for split in ("train", "validation", "test")
+        }
 
     if extractor.name == "lenet":
         return compute()
@@ -137,13 +150,15 @@ def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) ->
             raise FeatureError(f"{error}: delete it, it is made again") from None
 
 
-def train_lenet(tasks: list[Task], epochs: int = EPOCHS, device: str | torch.device = "cpu") -> LeNet:
+def train_lenet(tasks: list[Task], epochs: int, device: str | torch.device = "cpu") -> LeNet:
     """Adam with a one-cycle learning rate on the training splits; epochs fixed, nothing chosen on test images."""
-    train = Split(torch.cat([task.train.images for task in tasks]).to(device),
-                  torch.cat([task.train.labels for task in tasks]).to(device))
+    train = Split(
+        torch.cat([task.train.images for task in tasks]).to(device),
+        torch.cat([task.train.labels for task in tasks]).to(device),
+    )
     with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(0)
-        net = LeNet(train.images.shape[-1], train.images.shape[1]).to(device).train()
+        net = LeNet(train.images.shape[-1], train.images.shape[1], int(train.labels.max()) + 1).to(device).train()
         steps = epochs * (len(train) // BATCH)
         optimizer = torch.optim.Adam(net.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
@@ -162,24 +177,13 @@ def save_lenet(net: LeNet, tasks: list[Task], path: Path) -> float:
     """Keeps a trained LeNet with its accuracy on the test images, which it returns."""
     right = torch.cat([extract(net, task.test.images)[1] == task.test.labels for task in tasks])
     accuracy = right.double().mean().item()
-    saved = {"net": {name: value.cpu() for name, value in net.state_dict().items()}, "accuracy": accuracy,
-             "size": tasks[0].test.images.shape[-1], "colours": tasks[0].test.images.shape[1]}
+    saved = {
+        "net": {name: value.cpu() for name, value in net.state_dict().items()},
+        "accuracy": accuracy,
+        "size": tasks[0].test.images.shape[-1],
+        "colours": tasks[0].test.images.shape[1],
+    }
     write_atomically(path, partial(torch.save, saved))
     sums = [f"{file_sha256(p)}  {p.name}\n" for p in sorted(path.parent.glob("*.pt"))]
     write_atomically(path.parent / SUMS, lambda p: p.write_text("".join(sums)))
     return accuracy
-
-
-def main() -> None:
-    try:
-        (dataset,) = sys.argv[1:]
-        tasks = load_tasks(dataset)
-        epochs = 30 if dataset == "digits" else EPOCHS  # digits: 1,300 images
-        accuracy = save_lenet(train_lenet(tasks, epochs), tasks, LENETS / f"{dataset}.pt")
-        print(f"{LENETS / dataset}.pt: {accuracy:.2%} of the test images right")
-    except (ValueError, RuntimeError, OSError) as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()

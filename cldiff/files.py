@@ -32,6 +32,7 @@ def file_sha256(path: Path) -> str:
 def save_tensors(path: Path, state: object) -> None:
     """What torch.save takes, behind its SHA-256: torch does not notice a flipped bit."""
     import torch
+
     content = io.BytesIO()
     torch.save(state, content)
     content = content.getbuffer()
@@ -41,6 +42,7 @@ def save_tensors(path: Path, state: object) -> None:
 def load_tensors(path: Path, device: object = "cpu") -> object:
     """What save_tensors wrote; executes no code. Raises ValueError if the file is damaged."""
     import torch
+
     content = path.read_bytes()
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise ValueError(f"{path} is damaged")

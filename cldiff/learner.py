@@ -12,24 +12,25 @@ import torch
 from torch import Tensor
 
 from .diffusion import Diffusion, Model
+from .errors import Problem
 from .files import load_tensors, save_tensors
 from .methods import METHODS, Batch
-from .runs import Run
+from .run import Run
 from .tasks import Task, to_model
 from .unet import UNet
 
 COMPILED = 512  # images in a call of the compiled average, which measures and samples
-MEASURED = ("scores", "curves", "bootstrap", "samples", "seconds")  # what a Measurer leaves in a Learner
 
 
-class TrainingError(RuntimeError):
+class TrainingError(Problem):
     """Training that cannot go on; the message says where it was and what to change."""
 
 
 class Learner:
-    """All that training changes: network, average, optimiser, method; and what was measured on the way.
+    """All that training changes: network, average, optimiser, method.
 
     `task` is the index of the current task, `step` the steps done in it, `checkpoint` where to save at any moment.
+    `record` is the caller's: what it puts there by name is part of checkpoints. `seconds` counts time by phase.
     """
 
     def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu"):
@@ -37,23 +38,31 @@ class Learner:
         self.diffusion = Diffusion(run.timesteps, device=self.device)
         self.task, self.step = 0, 0
         self.checkpoint: Path | None = None
-        self.scores: list[dict] = []
-        self.curves: list[dict] = []
-        self.bootstrap: list[dict] = []
-        self.samples: list[Tensor] = []
+        self.record: dict[str, list] = {}
         self.seconds = {"train": 0.0, "measure": 0.0}
-        size, colours = tasks[0].train.images.shape[-1], tasks[0].train.images.shape[1]
+        self.method = METHODS[run.method](run.weight, METHODS[run.method].Options(**run.options))
+        colours, _, size = tasks[0].train.images.shape[1:]
         with self.fork():
             torch.manual_seed(self.derive("weights"))
-            self.net = UNet(size, len(tasks), run.channels, run.multipliers, run.blocks, run.attention, run.dropout,
-                            colours, run.patch).to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
+            net = UNet(
+                size,
+                len(tasks),
+                run.channels,
+                run.multipliers,
+                run.blocks,
+                run.attention,
+                run.dropout,
+                colours,
+                run.patch,
+            )
+            self.arguments = net.arguments
+            self.net = self.method.build(net).to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
         # Compiled once for all tasks: the shapes stay, and so do the addresses that CUDA graphs hold.
         compiled = partial(torch.compile, mode="reduce-overhead", dynamic=False) if run.compiled else lambda net: net
         self._net, self._ema = compiled(self.net), compiled(self.ema)
         self._weights, self._averaged = list(self.net.parameters()), list(self.ema.parameters())
-        self.method = METHODS[run.method](run.weight)
-        self._images = [task.train.images.to(self.device) for task in tasks]
+        self.images = [task.train.images.to(self.device) for task in tasks]  # uint8 (N, C, H, W), to learn from
         self._restart()
 
     def _restart(self) -> None:
@@ -68,36 +77,44 @@ class Learner:
         key = (self.run.seed, self.task if task is None else task, self.step if step is None else step, purpose)
         return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=8).digest(), "big") >> 1
 
-    def generator(self, purpose: str, task: int | None = None, step: int | None = None,
-                  device: str | torch.device | None = None) -> torch.Generator:
+    def generator(
+        self, purpose: str, task: int | None = None, step: int | None = None, device: str | torch.device | None = None
+    ) -> torch.Generator:
         return torch.Generator(device or self.device).manual_seed(self.derive(purpose, task, step))
 
     def fork(self):
         """A context in which torch's global generators may be seeded without the caller noticing."""
         return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
-    def draw(self, images: Tensor, task: Tensor | int, purpose: str, weight: float = 1.0) -> Batch:
+    def draw(
+        self, images: Tensor, task: Tensor | int, purpose: str, weight: float = 1.0, size: int | None = None
+    ) -> Batch:
         """A batch of this step: images drawn with replacement from uint8 (N, C, H, W), timesteps, noise.
 
-        task: an ID for all, or int64 (N,).
+        task: an ID for all, or int64 (N,). size: of the batch, run.batch unless given. The same purpose in the same
+        step draws the same.
         """
-        size, generator = self.run.batch, self.generator(purpose)
+        size, generator = size or self.run.batch, self.generator(purpose)
         index = torch.randint(len(images), (size,), generator=generator, device=self.device)
         t = torch.randint(self.run.timesteps, (size,), generator=generator, device=self.device)
         noise = torch.randn(size, *images.shape[1:], generator=generator, device=self.device)
         ids = torch.full_like(index, task) if isinstance(task, int) else task[index]
-        return Batch(to_model(images[index]), ids, t, noise, torch.full((size,), weight / size, device=self.device), noise)
+        return Batch(
+            to_model(images[index]), ids, t, noise, torch.full((size,), weight / size, device=self.device), noise
+        )
 
     def model(self, task: int) -> Model:
         """The averaged network for one task, as diffusion wants it: model(x, t) predicts the noise."""
+
         def predict(x: Tensor, t: Tensor) -> Tensor:
             if not self.run.compiled:
                 return self.ema(x, t, torch.full_like(t, task))
             found = []
-            for x, t in zip(x.split(COMPILED), t.split(COMPILED)):  # in one shape: each other would be compiled anew
-                n = len(x)
-                x, t = (torch.cat([part, part.new_zeros(COMPILED - n, *part.shape[1:])]) for part in (x, t))
-                found.append(self._ema(x, t, torch.full_like(t, task))[:n].clone())  # CUDA graphs write over what they return
+            for parts in zip(x.split(COMPILED), t.split(COMPILED)):  # in one shape: each other would be compiled anew
+                n = len(parts[0])
+                images, s = (torch.cat([part, part.new_zeros(COMPILED - n, *part.shape[1:])]) for part in parts)
+                guess = self._ema(images, s, torch.full_like(s, task))[:n]
+                found.append(guess.clone())  # CUDA graphs write over what they return
             return torch.cat(found)
 
         return predict
@@ -106,31 +123,37 @@ class Learner:
         """n images for a task ID from the averaged network, float (n, C, H, W) in [-1, 1]."""
         generator, batch = self.generator(f"{purpose} {task}"), COMPILED if self.run.compiled else 500
         shape = self.tasks[task].train.images.shape[1:]
-        parts = [torch.randn(min(batch, n - start), *shape, generator=generator, device=self.device)
-                 for start in range(0, n, batch)]
+        parts = [
+            torch.randn(min(batch, n - start), *shape, generator=generator, device=self.device)
+            for start in range(0, n, batch)
+        ]
         return torch.cat([self.diffusion.sample(self.model(task), x, steps, eta, generator=generator) for x in parts])
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch under the current weights, a scalar; dropout is the same for each call within a step."""
+        with self.fork():  # dropout draws from the global generator
+            torch.manual_seed(self.derive("dropout"))
+            half = (
+                torch.autocast(self.device.type, torch.bfloat16) if self.run.precision == "bfloat16" else nullcontext()
+            )
+            with half:
+                guess = self._net(self.diffusion.noised(batch.x0, batch.t, batch.noise), batch.t, batch.task)
+        return (batch.share * (guess.float() - batch.target).square().flatten(1).mean(1)).sum()
 
     def update(self) -> Tensor:
         """One step of training; returns its loss."""
-        run = self.run
-        batch = self.draw(self._images[self.task], self.task, "current")
-        replayed = self.method.replay(self)
-        batch = batch if replayed is None else batch + replayed
+        batch = self.method.batch(self, self.draw(self.images[self.task], self.task, "current"))
         self.optimizer.zero_grad()  # before the forward pass: their memory is free for it
-        with self.fork():  # dropout draws from the global generator
-            torch.manual_seed(self.derive("dropout"))
-            half = torch.autocast(self.device.type, torch.bfloat16) if run.precision == "bfloat16" else nullcontext()
-            with half:
-                guess = self._net(self.diffusion.noised(batch.x0, batch.t, batch.noise), batch.t, batch.task)
-        loss = (batch.share * (guess.float() - batch.target).square().flatten(1).mean(1)).sum()
+        loss = self.loss(batch)
         penalty = self.method.penalty(self)
         loss = loss if penalty is None else loss + penalty
         loss.backward()
         self.method.adjust_gradients(self)
-        torch.nn.utils.clip_grad_norm_(self._weights, run.clip)
+        torch.nn.utils.clip_grad_norm_(self._weights, self.run.clip)
         self.optimizer.step()
+        self.method.after_step(self)
         self.step += 1
-        keep = min(run.ema, self.step / (self.step + 9))  # the ramp: the average of a young task forgets its start
+        keep = min(self.run.ema, self.step / (self.step + 9))  # the ramp: the average of a young task forgets its start
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self._weights, 1 - keep)
         return loss.detach()
@@ -141,22 +164,32 @@ class Learner:
         self._restart()
 
     def state_dict(self) -> dict:
-        return {"task": self.task, "step": self.step, "net": self.net.state_dict(), "ema": self.ema.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "method": self.method.state, **{name: getattr(self, name) for name in MEASURED}}
+        return {
+            "task": self.task,
+            "step": self.step,
+            "net": self.net.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "method": self.method.state,
+            "record": self.record,
+            "seconds": self.seconds,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.method.state = {name: value.to(self.device) for name, value in state["method"].items()}
-        for name in ("task", "step", *MEASURED):
+        for name in ("task", "step", "record", "seconds"):
             setattr(self, name, state[name])
 
     def check(self, loss: Tensor) -> None:
         """Raises TrainingError if the loss or a parameter is no number any more. Waits for the GPU."""
         if not torch.stack([loss, *(p.detach().sum() for p in self._weights)]).isfinite().all():
-            raise TrainingError(f"loss or parameters are no longer finite at step {self.step} of task {self.task + 1}: lower "
-                                f"learning_rate={self.run.learning_rate:g} or clip={self.run.clip:g}; the last checkpoint is kept")
+            raise TrainingError(
+                f"loss or parameters are no longer finite at step {self.step} of task {self.task + 1}: lower "
+                f"learning_rate={self.run.learning_rate:g} or clip={self.run.clip:g}; the last checkpoint is kept"
+            )
 
     def save(self, path: Path) -> None:
         """A checkpoint behind its SHA-256; the one before stays beside it. For after a step has been measured."""

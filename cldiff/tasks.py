@@ -1,7 +1,9 @@
-"""Data sets cut into sequences of tasks, two classes each, checked by SHA-256."""
+"""Data sets, checked by SHA-256, cut into sequences of tasks. A new data set is an entry of DATASETS."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,28 +12,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-DATASETS = ("digits", "mnist", "fashion_mnist")
-CLASSES_PER_TASK = 2
+from .errors import Problem
+
 SPLIT_SEED = 0  # the splits are part of the protocol: the same for every run and every seed
 
-SHA256 = {
-    "digits": {"images and labels": "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"},
-    "mnist": {
-        "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-    },
-    "fashion_mnist": {
-        "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    },
-}
 
-
-class DataError(RuntimeError):
+class DataError(Problem):
     """Data that is missing or damaged; the message says which file and what to do."""
 
 
@@ -71,26 +57,32 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def load_tasks(dataset: str, root: str | Path = "data") -> list[Task]:
-    """The tasks {0, 1}, {2, 3}, ... of "digits", "mnist" or "fashion_mnist".
+    """The tasks of a data set of DATASETS: its classes in label order, two for each task, {0, 1}, {2, 3}, ...
 
-    root: the folder of MNIST's and Fashion-MNIST's files, in torchvision's layout; what is missing is downloaded.
-    Raises ValueError for an unknown data set, DataError for a file that is damaged or cannot be had.
+    root: the folder of its files, in torchvision's layout; what is missing is downloaded. Raises ValueError for an
+    unknown data set, DataError for a file that is damaged or cannot be had.
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
-    train, test = _load_digits() if dataset == "digits" else _load_torchvision(dataset, Path(root))
+    known = DATASETS[dataset]
+    train, test = known.load(Path(root), known.sha256)
+    if train.images.shape[1] != known.colours or int(train.labels.max()) + 1 != known.classes:
+        raise DataError(
+            f"{known.title} has {train.images.shape[1]} colours and {int(train.labels.max()) + 1} classes, "
+            f"expected {known.colours} and {known.classes}: mend its entry in DATASETS"
+        )
     train, validation = _cut(train, one_in=10)
     tasks = []
-    for index in range(int(train.labels.max() + 1) // CLASSES_PER_TASK):
-        classes = tuple(range(CLASSES_PER_TASK * index, CLASSES_PER_TASK * (index + 1)))
-        pick = lambda split: split[torch.isin(split.labels, torch.tensor(classes))]  # noqa: E731
-        tasks.append(Task(index, classes, pick(train), pick(validation), pick(test)))
+    for index in range(known.classes // known.classes_per_task):
+        classes = tuple(range(known.classes_per_task * index, known.classes_per_task * (index + 1)))
+        of_task = [split[torch.isin(split.labels, torch.tensor(classes))] for split in (train, validation, test)]
+        tasks.append(Task(index, classes, *of_task))
     return tasks
 
 
 def data_sha256(dataset: str) -> str:
     """One hash for the data set: of its files' hashes, all of which load_tasks has checked."""
-    return hashlib.sha256("".join(SHA256[dataset].values()).encode()).hexdigest()
+    return hashlib.sha256("".join(DATASETS[dataset].sha256.values()).encode()).hexdigest()
 
 
 def _cut(split: Split, one_in: int) -> tuple[Split, Split]:
@@ -103,29 +95,34 @@ def _cut(split: Split, one_in: int) -> tuple[Split, Split]:
     return split[~part], split[part]
 
 
-def _load_digits() -> tuple[Split, Split]:
-    """scikit-learn's digits: 8x8 pixels of 17 grey values, stretched to 0 .. 255; a fifth is the test split. Read from the
-    file in its package: importing the package would cost each run a second and 60 MB."""
+def _load_digits(root: Path, sha256: dict[str, str]) -> tuple[Split, Split]:
+    """scikit-learn's digits: 8x8 pixels of 17 grey values, stretched to 0 .. 255; a fifth is the test split. Read from
+    the file in its package: importing the package would cost each run a second and 60 MB."""
     try:
         folder = Path(find_spec("sklearn").submodule_search_locations[0])
         table = torch.from_numpy(np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=","))
     except (AttributeError, OSError, ValueError) as error:
-        raise DataError(f"scikit-learn's digits.csv.gz cannot be read ({type(error).__name__}): "
-                        "reinstall scikit-learn") from None
+        raise DataError(
+            f"scikit-learn's digits.csv.gz cannot be read ({type(error).__name__}): reinstall scikit-learn"
+        ) from None
     images = (table[:, :-1] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
     labels = table[:, -1].long()
     found = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    if found != SHA256["digits"]["images and labels"]:
-        raise DataError(f"scikit-learn's digits have changed: SHA-256 {found[:8]}..., "
-                        f"expected {SHA256['digits']['images and labels'][:8]}...; reinstall scikit-learn")
+    if found != sha256["images and labels"]:
+        raise DataError(
+            f"scikit-learn's digits have changed: SHA-256 {found[:8]}..., "
+            f"expected {sha256['images and labels'][:8]}...; reinstall scikit-learn"
+        )
     return _cut(Split(images, labels), one_in=5)
 
 
-def _load_torchvision(dataset: str, root: Path) -> tuple[Split, Split]:
-    from torchvision.datasets import MNIST, FashionMNIST
+def _load_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Split, Split]:
+    """A data set of torchvision in the files of MNIST: `name` is that of its class there."""
+    import torchvision.datasets
     from torchvision.datasets.mnist import read_image_file, read_label_file
     from torchvision.datasets.utils import check_md5, extract_archive
-    source = MNIST if dataset == "mnist" else FashionMNIST
+
+    source = getattr(torchvision.datasets, name)
     raw = root / source.__name__ / "raw"
     try:
         raw.mkdir(parents=True, exist_ok=True)
@@ -144,10 +141,59 @@ def _load_torchvision(dataset: str, root: Path) -> tuple[Split, Split]:
                 try:
                     source(root, download=True)
                 except Exception as error:
-                    raise DataError(f"{archive.name} is missing: put it into {raw} (no download: "
-                                    f"{type(error).__name__})") from None
-            if hashlib.sha256(file.read_bytes()).hexdigest() != SHA256[dataset][file.name]:
+                    raise DataError(
+                        f"{archive.name} is missing: put it into {raw} (no download: {type(error).__name__})"
+                    ) from None
+            if hashlib.sha256(file.read_bytes()).hexdigest() != sha256[file.name]:
                 raise DataError(f"{file} is damaged (wrong SHA-256): delete it, and run again")
-        splits = [Split(read_image_file(str(raw / f"{part}-images-idx3-ubyte"))[:, None],
-                        read_label_file(str(raw / f"{part}-labels-idx1-ubyte"))) for part in ("train", "t10k")]
+        splits = [
+            Split(
+                read_image_file(str(raw / f"{part}-images-idx3-ubyte"))[:, None],
+                read_label_file(str(raw / f"{part}-labels-idx1-ubyte")),
+            )
+            for part in ("train", "t10k")
+        ]
     return splits[0], splits[1]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    title: str
+    load: Callable[[Path, dict[str, str]], tuple[Split, Split]]  # (root, sha256) -> training and test images
+    sha256: dict[str, str]  # of what it is loaded from, by name
+    colours: int = 1
+    classes: int = 10
+    classes_per_task: int = 2
+    lenet_epochs: int = 8  # of the LeNet whose features are compared
+
+
+DATASETS = {
+    "digits": Dataset(
+        "scikit-learn's digits",
+        _load_digits,
+        {
+            "images and labels": "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382",
+        },
+        lenet_epochs=30,
+    ),  # 1,300 images
+    "mnist": Dataset(
+        "MNIST",
+        partial(_load_idx, "MNIST"),
+        {
+            "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        },
+    ),
+    "fashion_mnist": Dataset(
+        "Fashion-MNIST",
+        partial(_load_idx, "FashionMNIST"),
+        {
+            "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        },
+    ),
+}

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from .learner import Learner, TrainingError, before
-from .runs import Run
+from .run import Run
 from .tasks import Task
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run that is not finished
@@ -27,7 +27,9 @@ def one_line_errors(run: Run, device: str | torch.device) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if re.search("out of memory|allocate memory", str(error)):
-            raise TrainingError(f"out of memory on {device}: fewer JOBS, or lower batch={run.batch}, channels={run.channels}") from None
+            raise TrainingError(
+                f"out of memory on {device}: fewer JOBS, or lower batch={run.batch}, channels={run.channels}"
+            ) from None
         if run.compiled and type(error).__module__.startswith("torch._"):  # of torch's compiler
             cause = str(getattr(error, "inner_exception", error)).partition("\n")[0]
             raise TrainingError(f"torch.compile failed ({cause}): use compiled=False") from error
@@ -47,7 +49,7 @@ class Step(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto": a GPU where there is one. Raises ValueError for what this machine lacks."""
+    """ "auto": a GPU where there is one. Raises ValueError for what this machine lacks."""
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -55,15 +57,23 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def train(run: Run, tasks: list[Task], folder: Path | str | None = None, device: str | torch.device = "cpu",
-          checkpoint_steps: int = 1000, checkpoint_seconds: float = 300,
-          cancelled: Callable[[], bool] = lambda: False) -> Iterator[Step]:
+def train(
+    run: Run,
+    tasks: list[Task],
+    folder: Path | str | None = None,
+    device: str | torch.device = "cpu",
+    checkpoint_steps: int = 1000,
+    checkpoint_seconds: float = 300,
+    cancelled: Callable[[], bool] = lambda: False,
+    first_task_only: bool = False,
+) -> Iterator[Step]:
     """Trains a run and yields after each optimiser step; the caller measures, draws and stops as it likes.
 
-    folder: where checkpoints are kept, after so many steps or seconds and between two tasks, once the caller has measured
-    the step; a run that finds one continues from there, to the same result bit for bit. What belongs to the first task is
-    kept beside the run folders, for all methods to share. Without a folder nothing is kept. Where another process trains
-    the first task, this one waits for it and asks `cancelled` once a second; if that is so, it raises Timeout.
+    folder: where checkpoints are kept, after so many steps or seconds and between two tasks, once the caller has
+    measured the step; a run that finds one continues from there, to the same result bit for bit. What belongs to the
+    first task is kept beside the run folders, for all methods to share. Without a folder nothing is kept. Where another
+    process trains the first task, this one waits for it and asks `cancelled` once a second; if that is so, it raises
+    Timeout. first_task_only: ends when the first task is there for all.
     """
     if run.deterministic:  # for this process, as torch has it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -71,8 +81,8 @@ def train(run: Run, tasks: list[Task], folder: Path | str | None = None, device:
     learner = Learner(run, tasks, device)
     every = checkpoint_steps, checkpoint_seconds
     path = None if folder is None else Path(folder) / CHECKPOINT
-    if path and not learner.load(path):
-        first = Path(folder).parent / "first_task" / f"{run.first_task_name}.pt"
+    if path and (first_task_only or not learner.load(path)):
+        first = first_task_path(run, Path(folder))
         begun = first.with_suffix(".begun.pt")
         first.parent.mkdir(parents=True, exist_ok=True)
         with _acquired(FileLock(first.with_suffix(".lock")), cancelled):  # runs that start together: one trains it
@@ -83,13 +93,24 @@ def train(run: Run, tasks: list[Task], folder: Path | str | None = None, device:
                 for left in (begun, before(begun)):
                     left.unlink(missing_ok=True)
         learner.load(first)
-    while True:
+    while not first_task_only:
         yield from _steps(learner, path, *every)
         if learner.task == len(tasks) - 1:
             return
         if path and learner.task > 0:
             learner.save(path)
         learner.next_task()
+
+
+def first_task_path(run: Run, folder: Path) -> Path:
+    """Where the first task of the run in this folder is kept, beside the run folders."""
+    return folder.parent / "first_task" / f"{run.first_task_name}.pt"
+
+
+def forget(folder: Path) -> None:
+    """Removes the checkpoints of a run, once its results are saved."""
+    for path in (folder / CHECKPOINT, before(folder / CHECKPOINT)):
+        path.unlink(missing_ok=True)
 
 
 def _acquired(lock: FileLock, cancelled: Callable[[], bool]) -> AbstractContextManager:
@@ -110,6 +131,11 @@ def _steps(learner: Learner, path: Path | None, checkpoint_steps: int, checkpoin
             loss = learner.update()
         if learner.step % CHECK_EVERY == 0 or learner.step == learner.run.steps:
             learner.check(loss)
+        if learner.task == 0 and learner.method.state and learner.method.shares_first_task:
+            raise TrainingError(
+                f"{learner.run.method} keeps state in the first task, which other methods share: give its class "
+                "shares_first_task = False"
+            )
         learner.seconds["train"] += time.perf_counter() - start
         yield Step(learner.task, learner.step, loss, learner)
         due = learner.step % checkpoint_steps == 0 or time.monotonic() - saved > checkpoint_seconds

@@ -1,6 +1,7 @@
 """The U-Net of Ho et al. (2020), conditioned on the timestep and on the task."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -67,7 +68,9 @@ class Resample(nn.Module):
         self.up, self.conv = up, nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        if self.up and torch.compiler.is_compiling():  # the same; the gradient of F.interpolate is compiled to atomic additions
+        if (
+            self.up and torch.compiler.is_compiling()
+        ):  # the same; the gradient of F.interpolate is compiled to atomic additions
             x = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4, 5).flatten(2, 3)
         elif self.up:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -84,26 +87,49 @@ class UNet(nn.Module):
     Raises ValueError if the image cannot be cut into patches, or these not be halved once for every level but the last.
     """
 
-    def __init__(self, size: int, tasks: int, channels: int = 128, multipliers: tuple[int, ...] = (1, 2, 2),
-                 blocks: int = 2, attention: int = 14, dropout: float = 0.1, colours: int = 1,
-                 patch: int = 1):
+    def __init__(
+        self,
+        size: int,
+        tasks: int,
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (1, 2, 2),
+        blocks: int = 2,
+        attention: int = 14,
+        dropout: float = 0.1,
+        colours: int = 1,
+        patch: int = 1,
+    ):
         super().__init__()
-        self.arguments = dict(size=size, tasks=tasks, channels=channels, multipliers=tuple(multipliers), blocks=blocks,
-                              attention=attention, dropout=dropout, colours=colours, patch=patch)
+        self.arguments = dict(
+            size=size,
+            tasks=tasks,
+            channels=channels,
+            multipliers=tuple(multipliers),
+            blocks=blocks,
+            attention=attention,
+            dropout=dropout,
+            colours=colours,
+            patch=patch,
+        )
         if size % patch:
-            raise ValueError(f"images of {size} pixels cannot be cut into patches of {patch}: use a patch that divides {size}")
+            raise ValueError(
+                f"images of {size} pixels cannot be cut into patches of {patch}: use a patch that divides {size}"
+            )
         size, colours = size // patch, colours * patch**2
         if size % 2 ** (len(multipliers) - 1):
-            raise ValueError(f"images of {size} {'places' if patch > 1 else 'pixels'} cannot be halved {len(multipliers) - 1} "
-                             f"times: use fewer multipliers than {multipliers}")
+            raise ValueError(
+                f"images of {size} {'places' if patch > 1 else 'pixels'} cannot be halved {len(multipliers) - 1} "
+                f"times: use fewer multipliers than {multipliers}"
+            )
         self.channels, self.tasks, self.patch, width = channels, tasks, patch, 4 * channels
         self.embed = nn.Sequential(nn.Linear(channels + tasks, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.first = nn.Conv2d(colours, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
 
         def stage(inputs: int, outputs: int) -> nn.ModuleList:
-            return nn.ModuleList([ResidualBlock(inputs, outputs, width, dropout)]
-                                 + [Attention(outputs)] * (size == attention))
+            return nn.ModuleList(
+                [ResidualBlock(inputs, outputs, width, dropout)] + [Attention(outputs)] * (size == attention)
+            )
 
         here, skips = channels, [channels]
         for level, multiplier in enumerate(multipliers):
@@ -115,8 +141,9 @@ class UNet(nn.Module):
                 self.down.append(nn.ModuleList([Resample(here, up=False)]))
                 skips.append(here)
                 size //= 2
-        self.middle = nn.ModuleList([ResidualBlock(here, here, width, dropout), Attention(here),
-                                     ResidualBlock(here, here, width, dropout)])
+        self.middle = nn.ModuleList(
+            [ResidualBlock(here, here, width, dropout), Attention(here), ResidualBlock(here, here, width, dropout)]
+        )
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for block in range(blocks + 1):
                 self.up.append(stage(here + skips.pop(), channels * multiplier))
@@ -146,15 +173,17 @@ class UNet(nn.Module):
         return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
 
 
-def save_unet(path: Path, net: UNet) -> None:
-    """A network for publication: its arguments and its parameters, in half precision."""
-    save_tensors(path, {"arguments": net.arguments, "parameters": {name: p.half() for name, p in net.state_dict().items()}})
+def save_unet(path: Path, net: nn.Module, arguments: dict) -> None:
+    """A network for publication: the arguments of its U-Net, and its parameters in half precision."""
+    save_tensors(path, {"arguments": arguments, "parameters": {name: p.half() for name, p in net.state_dict().items()}})
 
 
-def load_unet(path: Path | str, device: str | torch.device = "cpu") -> UNet:
-    """What save_unet wrote, for evaluation: `load_unet("results/small/.../weights.pt")`. Raises ValueError if the file is
-    damaged."""
+def load_unet(
+    path: Path | str, device: str | torch.device = "cpu", build: Callable[[UNet], nn.Module] = lambda net: net
+) -> nn.Module:
+    """What save_unet wrote, for evaluation. build: of the method that it was trained with, where that has one of its
+    own. Raises ValueError if the file is damaged."""
     saved = load_tensors(Path(path), device)
-    net = UNet(**saved["arguments"]).to(device, memory_format=torch.channels_last)
+    net = build(UNet(**saved["arguments"])).to(device, memory_format=torch.channels_last)
     net.load_state_dict(saved["parameters"])
     return net.eval().requires_grad_(False)

@@ -34,10 +34,10 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from cldiff import metrics
 from cldiff.features import LeNet, extract
 from cldiff.files import write_atomically
-from cldiff.grid import ROWS, runs
 from cldiff.learner import Learner
-from cldiff.measure import provenance
-from cldiff.runs import Run
+from cldiff.results import provenance
+from cldiff.run import Run
+from cldiff.study import STUDY, runs
 from cldiff.tasks import Split, Task, to_model
 from cldiff.train import pick_device
 
@@ -64,7 +64,9 @@ class Cldiff:
         tasks = [Task(i, (2 * i, 2 * i + 1), *splits) for i in range(max(TASKS, past + 1))]
         self.run, self.learner = run, Learner(run, tasks, device)
         self.images = noise_images(run, 10_000)
-        self.lenet = LeNet(SIZES[run.dataset][0]).to(device, memory_format=torch.channels_last).eval()  # as load_lenet has it
+        self.lenet = (
+            LeNet(SIZES[run.dataset][0]).to(device, memory_format=torch.channels_last).eval()
+        )  # as load_lenet has it
         for _ in range(past):
             self.learner.next_task()
 
@@ -77,7 +79,7 @@ class Cldiff:
     def bpd(self, n: int) -> None:
         learner, terms = self.learner, self.run.bound_terms
         images = self.images[:n].to(learner.device)
-        metrics.bits_per_dim(learner.diffusion, learner.model(0), images, terms, learner.generator("bound"))
+        learner.diffusion.bits_per_dim(learner.model(0), to_model(images), True, learner.generator("bound"), terms)
 
     def fid(self, n: int) -> None:
         features, _ = extract(self.lenet, self.images[:n])
@@ -109,13 +111,23 @@ class Diffusers(Peer):
     def __init__(self, run: Run, device: torch.device | str, best: bool = False):
         from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
         from diffusers.training_utils import EMAModel
+
         sizes = [SIZES[run.dataset][0] // 2**level for level in range(len(run.multipliers))]
         blocks = lambda kind: ["Attn" * (size == run.attention) + kind for size in sizes]  # noqa: E731
         net = UNet2DModel(
-            sample_size=sizes[0], in_channels=1, out_channels=1, layers_per_block=run.blocks, dropout=run.dropout,
+            sample_size=sizes[0],
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=run.blocks,
+            dropout=run.dropout,
             block_out_channels=[run.channels * multiplier for multiplier in run.multipliers],
-            down_block_types=blocks("DownBlock2D"), up_block_types=blocks("UpBlock2D")[::-1], downsample_padding=1,
-            norm_num_groups=min(32, run.channels // 4), num_class_embeds=TASKS, attention_head_dim=None)
+            down_block_types=blocks("DownBlock2D"),
+            up_block_types=blocks("UpBlock2D")[::-1],
+            downsample_padding=1,
+            norm_num_groups=min(32, run.channels // 4),
+            num_class_embeds=TASKS,
+            attention_head_dim=None,
+        )
         super().__init__(run, device, net.to(memory_format=torch.channels_last) if best else net, fused=best or None)
         ema = EMAModel(self.net.parameters(), decay=run.ema, use_ema_warmup=True, power=3 / 4, foreach=best)
         self.average = lambda: ema.step(self.net.parameters())
@@ -149,10 +161,19 @@ class Lucidrains(Peer):
     def __init__(self, run: Run, device: torch.device | str):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
         from ema_pytorch import EMA
-        super().__init__(run, device, GaussianDiffusion(
-            Unet(dim=run.channels, dim_mults=run.multipliers, channels=1, dropout=run.dropout), objective="pred_noise",
-            image_size=SIZES[run.dataset][0], timesteps=run.timesteps, sampling_timesteps=run.sample_steps,
-            beta_schedule="linear"))
+
+        super().__init__(
+            run,
+            device,
+            GaussianDiffusion(
+                Unet(dim=run.channels, dim_mults=run.multipliers, channels=1, dropout=run.dropout),
+                objective="pred_noise",
+                image_size=SIZES[run.dataset][0],
+                timesteps=run.timesteps,
+                sampling_timesteps=run.sample_steps,
+                beta_schedule="linear",
+            ),
+        )
         self.ema = EMA(self.net, beta=run.ema, update_every=10)
         self.average = self.ema.update
 
@@ -163,8 +184,13 @@ class Lucidrains(Peer):
         self.ema.ema_model.eval().sample(batch_size=n)
 
 
-WHO = {"cldiff": Cldiff, "cldiff-compiled": partial(Cldiff, best=True), "diffusers": Diffusers, "diffusers-compiled": partial(Diffusers, best=True),
-       "lucidrains": Lucidrains}
+WHO = {
+    "cldiff": Cldiff,
+    "cldiff-compiled": partial(Cldiff, best=True),
+    "diffusers": Diffusers,
+    "diffusers-compiled": partial(Diffusers, best=True),
+    "lucidrains": Lucidrains,
+}
 ALONE = get_context("forkserver")  # processes of their own, to measure memory in; they find torch loaded
 ALONE.set_forkserver_preload(["cldiff.measure"])
 
@@ -202,8 +228,12 @@ def count(who: str, job: str, run: Run, n: int) -> dict:
         found.append((flops.get_total_flops(), traffic.bytes, traffic.products))
     flops, moved, products = ((b - a) / 2 for a, b in zip(*found))
     fixed = (found[0][1] - 2 * moved) / n
-    return {"flops_per_image": flops * passes, "bytes_per_image": (moved + fixed) * passes,
-            "floor_bytes_per_image": (products + fixed) * passes, "operations": traffic.operations * passes}
+    return {
+        "flops_per_image": flops * passes,
+        "bytes_per_image": (moved + fixed) * passes,
+        "floor_bytes_per_image": (products + fixed) * passes,
+        "operations": traffic.operations * passes,
+    }
 
 
 def seconds(work: Callable, calls: int, device: torch.device) -> float:
@@ -245,19 +275,23 @@ def machine_limits(device: torch.device) -> dict:
     for name in ("float32", "tf32", "bfloat16") if gpu else ("float32",):
         torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
         a = torch.randn([8192 if gpu else 1024] * 2, device=device, dtype=getattr(torch, name, torch.float32))
-        peak[name] = 2 * len(a)**3 / best(lambda: a @ a, 3)
+        peak[name] = 2 * len(a) ** 3 / best(lambda: a @ a, 3)
     torch.set_float32_matmul_precision("highest")
     x, one = torch.zeros(2, 2**28 if gpu else 2**25, device=device), torch.zeros(1, device=device)
-    return {"peak": peak, "bandwidth": x.nbytes / best(lambda: x[0].copy_(x[1]), 3),
-            "operation": best(lambda: one.add_(1), 1000)}
+    return {
+        "peak": peak,
+        "bandwidth": x.nbytes / best(lambda: x[0].copy_(x[1]), 3),
+        "operation": best(lambda: one.add_(1), 1000),
+    }
 
 
 def say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
 
-def compare(profile: str, run: Run, job: str, names: list[str], device: torch.device, repeats: int,
-            limits: dict) -> list[dict]:
+def compare(
+    profile: str, run: Run, job: str, names: list[str], device: torch.device, repeats: int, limits: dict
+) -> list[dict]:
     """The rows of a job, one for each library. One that cannot be had or fails here is taken out of `names`."""
     gpu, size = device.type == "cuda", SIZES[run.dataset][0]
     part = 1 if gpu or size == 8 else 16  # a CPU would take minutes for as many images as a run has in one call
@@ -283,11 +317,23 @@ def compare(profile: str, run: Run, job: str, names: list[str], device: torch.de
         counted, values = count(who, job, run, n), [s if job == "fid" else n / s for s in times]
         peak, flops = limits["peak"].get(precision, limits["peak"]["float32"]), counted["flops_per_image"]
         roof = min(peak, limits["bandwidth"] * flops / counted["floor_bytes_per_image"])
-        rows.append({
-            "job": job, "who": who, "profile": profile, "batch": n, "value": median(values), "unit": UNITS[job],
-            "model": f"{size}x{size} pixels, channels {run.channels} x {run.multipliers}, blocks {run.blocks}",
-            "repeats": values, "precision": precision, **counted, "peak_share": flops * n / median(times) / peak,
-            "roofline_share": flops * n / median(times) / roof, "peak_memory_mb": memory[who]})
+        rows.append(
+            {
+                "job": job,
+                "who": who,
+                "profile": profile,
+                "batch": n,
+                "value": median(values),
+                "unit": UNITS[job],
+                "model": f"{size}x{size} pixels, channels {run.channels} x {run.multipliers}, blocks {run.blocks}",
+                "repeats": values,
+                "precision": precision,
+                **counted,
+                "peak_share": flops * n / median(times) / peak,
+                "roofline_share": flops * n / median(times) / roof,
+                "peak_memory_mb": memory[who],
+            }
+        )
     return rows
 
 
@@ -296,40 +342,59 @@ def growth(profile: str, run: Run, device: torch.device, repeats: int, rows: lis
     table against seeds."""
     small = replace(run, batch=min(run.batch, 32)) if device.type == "cpu" else run
     replay = replace(small, method="replay", weight=1.0)
-    largest = (500_000 if device.type == "cuda" else 110_000) // SIZES[run.dataset][0]**2  # images
+    largest = (500_000 if device.type == "cuda" else 110_000) // SIZES[run.dataset][0] ** 2  # images
     widths = (run.channels // 2, run.channels, 2 * run.channels)
     curves = {  # {name: {x: (run, past tasks)}}
         "batch": {b: (replace(run, batch=b), 0) for b in (8, 32, 128, 512, 2048) if b <= largest},
         "width": {c: (replace(small, channels=c), 0) for c in widths if c % 8 == 0},
-        "past tasks": {k: (replay, k) for k in (1, 2, 4, 8, 16)}}
+        "past tasks": {k: (replay, k) for k in (1, 2, 4, 8, 16)},
+    }
     found = []
     for name, points in curves.items():
         works = {x: partial(Cldiff(run, device, past).train, run.batch) for x, (run, past) in points.items()}
         for work in works.values():
             seconds(work, WARM[device.type], device)
         for x, times in interleave(f"{profile}, against {name}", works, repeats, device).items():
-            found.append({"against": name, "profile": profile, "x": x, "value": points[x][0].batch / median(times),
-                          "unit": "images/s"})
+            found.append(
+                {
+                    "against": name,
+                    "profile": profile,
+                    "x": x,
+                    "value": points[x][0].batch / median(times),
+                    "unit": "images/s",
+                }
+            )
     once = sum(table_seconds(run, {row["job"]: row["value"] for row in rows if row["who"] == "cldiff"}).values())
-    return found + [{"against": "seeds", "profile": profile, "x": seeds, "value": seeds * once, "unit": "seconds",
-                     "estimated": True} for seeds in (1, 3, 5, 10)]
+    return found + [
+        {
+            "against": "seeds",
+            "profile": profile,
+            "x": seeds,
+            "value": seeds * once,
+            "unit": "seconds",
+            "estimated": True,
+        }
+        for seeds in (1, 3, 5, 10)
+    ]
 
 
 def table_seconds(run: Run, rate: dict) -> dict:
     """Estimated from measured rates: a table of one seed, run by run, and what is measured on the way (without KID,
     precision, recall and Inception)."""
     _, _, validation, test = SIZES[run.dataset]
-    replays = sum(method in ("replay", "generative") for method, _ in ROWS)  # a second batch in each step
-    trained = 1 + (TASKS - 1) * (len(ROWS) + replays)  # tasks; the rows share the first
-    points = (1 + (TASKS - 1) * len(ROWS)) * run.steps / run.curve_every * min(run.curve_images, validation)
-    scored = 1 + len(ROWS) * (TASKS * (TASKS + 1) / 2 - 1)  # entries of the result matrices
-    fids = 3 * scored + metrics.REPLICATES * len(ROWS) * (2 * TASKS - 1)  # splits; diagonals and last rows resampled
-    return {"train": trained * run.steps * run.batch / rate["train"],
-            "curves": points * (1 + 2 * len(run.curve_timesteps) / run.bound_terms) / rate["bpd"],
-            "samples": scored * run.samples / rate["sample"],
-            "bpd": scored * min(run.bound_images, test) / rate["bpd"],
-            "fid": fids * run.samples / 10_000 * rate["fid"],
-            "pools": TASKS * (TASKS - 1) / 2 * run.pool * run.pool_steps / run.sample_steps / rate["sample"]}
+    replays = sum(method in ("replay", "generative") for method, *_ in STUDY)  # a second batch in each step
+    trained = 1 + (TASKS - 1) * (len(STUDY) + replays)  # tasks; the rows share the first
+    points = (1 + (TASKS - 1) * len(STUDY)) * run.steps / run.curve_every * min(run.curve_images, validation)
+    scored = 1 + len(STUDY) * (TASKS * (TASKS + 1) / 2 - 1)  # entries of the result matrices
+    fids = 3 * scored + metrics.REPLICATES * len(STUDY) * (2 * TASKS - 1)  # splits; diagonals and last rows resampled
+    return {
+        "train": trained * run.steps * run.batch / rate["train"],
+        "curves": points * (1 + 2 * len(run.curve_timesteps) / run.bound_terms) / rate["bpd"],
+        "samples": scored * run.samples / rate["sample"],
+        "bpd": scored * min(run.bound_images, test) / rate["bpd"],
+        "fid": fids * run.samples / 10_000 * rate["fid"],
+        "pools": TASKS * (TASKS - 1) / 2 * run.pool * run.pool_steps / run.sample_steps / rate["sample"],
+    }
 
 
 def measure(profiles: dict[str, Run], device: torch.device, repeats: int) -> dict:

@@ -19,11 +19,20 @@ from papermill.parameterize import parameterize_notebook
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"tutorial_1": {"toy_steps": 20, "digit_steps": 4, "points": 50},
-         "tutorial_2": {"steps": 10, "look_every": 5, "samples": 4},
-         "tutorial_3": {"steps": 4, "samples": 16}}
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+SMALL = {
+    "tutorial_1": {"toy_steps": 20, "digit_steps": 4, "points": 50},
+    "tutorial_2": {"steps": 10, "look_every": 5, "samples": 4},
+    "tutorial_3": {"steps": 4, "samples": 16},
+}
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 SECOND = 1000  # playwright counts milliseconds
 expect.set_options(timeout=60 * SECOND)  # two slow cores
 
@@ -86,11 +95,17 @@ def lab(tmp_path_factory):
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     environment |= {f"JUPYTER_{name}_DIR": str(folder / "jupyter" / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     # --old-file: this environment is installed, and from the repository itself, not from its copy.
-    words = ["make", "lab", f"VENV={sys.prefix}", f"--old-file={sys.prefix}/.installed",
-             "LAB_OPTIONS=--allow-root --port=0"]
+    words = [
+        "make",
+        "lab",
+        f"VENV={sys.prefix}",
+        f"--old-file={sys.prefix}/.installed",
+        "LAB_OPTIONS=--allow-root --port=0",
+    ]
     with open(folder / "lab.log", "w") as log:
-        process = psutil.Popen(words, cwd=folder, stdout=log, stderr=log, start_new_session=True,
-                               env={**environment, "BROWSER": "echo %s"})
+        process = psutil.Popen(
+            words, cwd=folder, stdout=log, stderr=log, start_new_session=True, env={**environment, "BROWSER": "echo %s"}
+        )
     try:
         url = printed(r"http://(?:localhost|127\.0\.0\.1):\d+/lab\S*\?token=\w+", process, folder / "lab.log")
         yield Lab(process, url, printed(r"(?m)^file:\S+$", process, folder / "lab.log"), folder / "notebooks")
@@ -146,8 +161,11 @@ def run_all(page: Page, notebook: Path) -> Locator:
 
 def test_lab_listens_on_this_machine_only_and_keeps_its_token(lab):
     processes = {process.pid for process in lab.process.children(recursive=True)}  # some of them end at any moment
-    sockets = [socket for socket in psutil.net_connections("inet")
-               if socket.pid in processes and socket.status == psutil.CONN_LISTEN]
+    sockets = [
+        socket
+        for socket in psutil.net_connections("inet")
+        if socket.pid in processes and socket.status == psutil.CONN_LISTEN
+    ]
     assert sockets and {socket.laddr.ip for socket in sockets} <= {"127.0.0.1", "::1"}
     address, _, token = lab.url.partition("/lab")
     token = token.partition("?")[2]
@@ -163,7 +181,9 @@ def test_lab_opens_tutorial_1_and_it_runs(lab, page):
     run_all(page, lab.notebooks / "tutorial_1.ipynb").scroll_into_view_if_needed()
 
 
-@pytest.mark.parametrize("name, sliders", [("tutorial_2", (0, 1)), ("tutorial_3", (1,))])  # tutorial 3 begins with menus
+@pytest.mark.parametrize(
+    "name, sliders", [("tutorial_2", (0, 1)), ("tutorial_3", (1,))]
+)  # tutorial 3 begins with menus
 def test_a_slider_draws_another_picture(lab, page, picture, name, sliders):
     page.goto(lab.url.replace("/lab?", f"/lab/tree/{name}.ipynb?reset&"))  # without tutorial 1
     run_all(page, lab.notebooks / f"{name}.ipynb")
@@ -182,8 +202,8 @@ def test_a_slider_draws_another_picture(lab, page, picture, name, sliders):
 
 @pytest.mark.parametrize("width", [1280, 1000, 390])
 def test_page_of_the_paper_needs_nothing_but_itself(page, picture, width):
-    path = ROOT / "figures" / "digits" / "paper.html"
-    assert path.exists(), f"{path} is missing: make paper"
+    path = ROOT / "figures" / "small" / "paper.html"
+    assert path.exists(), f"{path} is missing: make paper PROFILE=small"
     asked = []
     page.context.route(re.compile("^(https?|wss?):"), lambda route: (asked.append(route.request.url), route.abort()))
     page.set_viewport_size({"width": width, "height": 900})

@@ -1,6 +1,10 @@
 import dataclasses
+import json
+import os
 import subprocess
+import sys
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,15 +12,32 @@ from torch import nn
 
 from cldiff import load_tasks
 from cldiff.features import INCEPTION
-from cldiff.runs import Run
+from cldiff.run import Run
 from cldiff.tasks import Split
 from cldiff.train import train
 
 torch.set_num_threads(1)
 
-TINY = dict(steps=4, batch=8, learning_rate=5e-3, channels=8, multipliers=(1,), blocks=1, attention=4, buffer=5,
-            pool=6, pool_steps=2, samples=16, sample_steps=2, bound_terms=4, bound_images=8, curve_every=2,
-            curve_images=8, early=50, late=300)
+TINY = dict(
+    steps=4,
+    batch=8,
+    learning_rate=5e-3,
+    channels=8,
+    multipliers=(1,),
+    blocks=1,
+    attention=4,
+    buffer=5,
+    pool=6,
+    pool_steps=2,
+    samples=16,
+    sample_steps=2,
+    bound_terms=4,
+    bound_images=8,
+    curve_every=2,
+    curve_images=8,
+    early=50,
+    late=300,
+)
 
 
 def pytest_addoption(parser):
@@ -36,8 +57,9 @@ def copied(net) -> dict:
 
 def weights(learner) -> dict:
     """A copy of the network and of its average, by name."""
-    return {f"{part} {name}": value
-            for part in ("net", "ema") for name, value in copied(getattr(learner, part)).items()}
+    return {
+        f"{part} {name}": value for part in ("net", "ema") for name, value in copied(getattr(learner, part)).items()
+    }
 
 
 def same(one: dict, other: dict) -> bool:
@@ -59,6 +81,20 @@ def with_noise_held_out(tasks: list) -> list:
     return [dataclasses.replace(task, validation=ruined(task.validation), test=ruined(task.test)) for task in tasks]
 
 
+def make_job(folder: Path, job: dict, **environment) -> subprocess.CompletedProcess:
+    """`python -m cldiff make` of a plan in this folder that has one target, of this job."""
+    plan = folder / "results" / "any" / "jobs.json"
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    plan.write_text(json.dumps({"target": {"kind": "run", **job}}))
+    return subprocess.run(
+        [sys.executable, "-m", "cldiff", "make", "any", "target"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
 @pytest.fixture(scope="session")
 def digits():
     return load_tasks("digits")
@@ -72,8 +108,7 @@ def three(digits):
 
 @pytest.fixture(scope="session")
 def trained(three):
-    """trained(method, **changes): the weights after each of three tasks. Trained once for all tests, not to be changed.
-    """
+    """trained(method, **changes): the weights after each of three tasks. Trained once for all tests, not to be changed."""
     return lru_cache(lambda method, **changes: weights_after_tasks(tiny(method, **{"steps": 2, **changes}), three))
 
 

@@ -16,8 +16,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from cldiff.grid import runs
-from cldiff.runs import FILES, WEIGHTS
+from cldiff.results import FILES, WEIGHTS
+from cldiff.study import runs
 
 ROOT = Path(__file__).parents[1]
 PAUSE = 13, 4  # seconds between two kills, at most: while there are runs to finish, and while figures are drawn
@@ -35,10 +35,15 @@ def copy(folder: Path) -> Path:
 
 def make(folder: Path, profile: str) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return subprocess.Popen(["make", "paper", f"PROFILE={profile}", f"VENV={sys.prefix}", "CHECKPOINT=2"], cwd=folder,
-                            env={**environment, "PYTHONPATH": str(folder)}, stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL, start_new_session=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    return subprocess.Popen(
+        ["make", "paper", f"PROFILE={profile}", f"VENV={sys.prefix}", "CHECKPOINT=2"],
+        cwd=folder,
+        env={**environment, "PYTHONPATH": str(folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def family(pid: int) -> list[int]:
@@ -49,10 +54,10 @@ def family(pid: int) -> list[int]:
 
 def kill_one(process: subprocess.Popen, choose: random.Random) -> str | None:
     """SIGKILL for a random kernel, a papermill, or make and all it started; or Ctrl-C for all. Returns which, or None."""
-    kind = choose.choices(("ipykernel", "cldiff.execute", "make", "Ctrl-C"), (12, 6, 1, 1))[0]
+    kind = choose.choices(("ipykernel", "cldiff\0make", "make", "Ctrl-C"), (12, 6, 1, 1))[0]
     try:
         members = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in family(process.pid)}
-        found = [pid for pid, line in members.items() if kind in line] if kind in ("ipykernel", "cldiff.execute") else []
+        found = [pid for pid, line in members.items() if kind in line] if kind in ("ipykernel", "cldiff\0make") else []
         if found:
             os.kill(choose.choice(found), signal.SIGKILL)
         elif kind == "Ctrl-C":
@@ -113,8 +118,10 @@ def main() -> None:
         killed, lost = disturb(copy(Path(noisy)), words.profile, words.kills, words.seed, say)
         one, other = contents(Path(quiet), words.profile), contents(Path(noisy), words.profile)
     different = sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name))
-    print(f"{sum(killed.values())} kills ({killed}) in {time.monotonic() - start:.0f} s: {lost} results lost, "
-          f"{len(different)} of {len(one)} files different {different[:5]}")
+    print(
+        f"{sum(killed.values())} kills ({killed}) in {time.monotonic() - start:.0f} s: {lost} results lost, "
+        f"{len(different)} of {len(one)} files different {different[:5]}"
+    )
     sys.exit(bool(lost or different))
 
 

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cldiff import Run, grid, load_scores, load_tasks
-from cldiff.execute import ExecutionError, check_parameters
-from cldiff.execute import main as execute_main
-from cldiff.runs import ResultError, read_result
+from cldiff import Run, __main__, load_scores, load_tasks, work
+from cldiff.report.execute import ExecutionError, check_parameters
+from cldiff.results import ResultError, read_result
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "notebooks" / "run.ipynb"
@@ -71,18 +70,27 @@ RUNS = [
     (dict(early=49), "early=49: expected one of [0, 50,"),
     (dict(late=1000), "late=1000: expected one of [0, 50,"),
 ]
-WORDS = [  # of python -m cldiff.grid
-    ([""], "unknown profile ''; known: smoke, digits, digits-long, small, paper-cpu, paper"),
-    (["DIGITS"], "unknown profile 'DIGITS'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
-    (["../digits"], "unknown profile '../digits'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
-    ([], "the following arguments are required: profile"),
-    (["smoke", "--seeds", "-1"], "seeds=-1: expected at least 1"),
-    (["smoke", "--seeds", "1.5"], "argument --seeds: invalid int value: '1.5'"),
-    (["smoke", "--device", "gpu"], "unknown device 'gpu'; known: auto, cpu, cuda"),
-    (["smoke", "more"], "unrecognized arguments: more"),
+WORDS = [  # of python -m cldiff
+    (["list", ""], "unknown profile ''; known: smoke, digits, digits-long, small, paper-cpu, paper"),
+    (["list", "DIGITS"], "unknown profile 'DIGITS'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
+    (["plan", "../digits"], "unknown profile '../digits'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
+    (["plan"], "the following arguments are required: profile"),
+    ([], "the following arguments are required: COMMAND"),
+    (["lists"], "argument COMMAND: invalid choice: 'lists' (choose from "),
+    (["plan", "smoke", "--seeds", "-1"], "seeds=-1: expected at least 1"),
+    (["plan", "smoke", "--seeds", "1.5"], "argument --seeds: invalid int value: '1.5'"),
+    (["plan", "smoke", "--device", "gpu"], "unknown device 'gpu'; known: auto, cpu, cuda"),
+    (["plan", "smoke", "--checkpoint", "0"], "checkpoint=0: expected at least 1 second"),
+    (["plan", "paper-cpu"], "no weight of l2 on mnist was chosen yet: `make paper PROFILE=paper-cpu-sweep`"),
+    (["list", "smoke", "more"], "unrecognized arguments: more"),
     (["run", "smoke", "--budget", "9 m"], "budget '9 m': expected a number and s, m or h, for example 9m"),
     (["run", "huge"], "unknown profile 'huge'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
-    (["smoke", "--budget", "9m"], "unrecognized arguments: --budget 9m"),
+    (["run", "smoke", "--only", "mnist"], "no run of smoke starts with 'mnist': `python -m cldiff list` names them"),
+    (["list", "smoke", "--budget", "9m"], "unrecognized arguments: --budget 9m"),
+    (["accept", "smoke"], "no finished run on digits in results/smoke"),
+    (["features", "own"], "unknown data set 'own'; known: digits, mnist, fashion_mnist"),
+    (["verify", "none"], "no weights.pt in the folders of none"),
+    (["make", "smoke", "target"], "[Errno 2] No such file or directory: 'results/smoke/jobs.json'"),
 ]
 PARAMETERS = [  # of a notebook
     ({"stepps": 1}, "run.ipynb has no parameter 'stepps'; known: results, data, device"),
@@ -109,10 +117,12 @@ def test_bad_parameters_of_a_run(values, message):
 @pytest.mark.parametrize("words, message", WORDS, ids=lambda case: " ".join(case)[:40] or "none")
 def test_bad_words_on_the_command_line(words, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["grid", *words])
+    monkeypatch.setattr(sys, "argv", ["cldiff", *words])
     with pytest.raises(SystemExit) as stop:
-        grid.main()
-    assert str(stop.value).startswith(f"error: {message}") and "\n" not in str(stop.value) and not list(tmp_path.iterdir())
+        __main__.main()
+    assert (
+        str(stop.value).startswith(f"error: {message}") and "\n" not in str(stop.value) and not list(tmp_path.iterdir())
+    )
 
 
 @pytest.mark.parametrize("parameters, message", PARAMETERS, ids=str)
@@ -124,10 +134,19 @@ def test_bad_parameters_of_a_notebook(parameters, message):
 
 # What hypothesis thinks of
 
-anything = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.binary(max_size=5),
-                     st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=3)), max_size=4),
-                     st.dictionaries(st.text(max_size=3), st.integers(), max_size=2))
-some = settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+anything = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.binary(max_size=5),
+    st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=3)), max_size=4),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+some = settings(
+    max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @some
@@ -137,14 +156,22 @@ def test_any_value_of_a_parameter_is_taken_or_refused_in_one_line(name, value):
         run = Run(**{name: value})
     except (ValueError, TypeError) as error:
         assert "\n" not in str(error)
-        assert name in str(error) or name in ("timesteps", "steps")  # which may not fit to another parameter: that is named
+        assert name in str(error) or name in (
+            "timesteps",
+            "steps",
+            "options",
+        )  # which may not fit to another parameter: that is named
     else:
         assert re.fullmatch(r"[a-z0-9_.+-]+", run.name)  # a folder's name, in the folder of results
         assert Run(**json.loads(json.dumps(run.__dict__))) == run
 
 
 @some
-@given(st.dictionaries(st.one_of(st.sampled_from(["steps", "results", "weight"]), st.text(max_size=10)), anything, max_size=3))
+@given(
+    st.dictionaries(
+        st.one_of(st.sampled_from(["steps", "results", "weight"]), st.text(max_size=10)), anything, max_size=3
+    )
+)
 def test_any_parameters_of_a_notebook_are_taken_or_refused_in_one_line(parameters):
     try:
         check_parameters(RUN, parameters)
@@ -153,24 +180,38 @@ def test_any_parameters_of_a_notebook_are_taken_or_refused_in_one_line(parameter
 
 
 @some
-@given(words=st.lists(st.one_of(st.sampled_from(["smoke", "run", "--seeds", "--budget", "--out", "--device", "--plan", "--"]),
-                          st.text(max_size=8)), max_size=5))
+@given(
+    words=st.lists(
+        st.one_of(
+            st.sampled_from(
+                ["smoke", "run", "list", "plan", "--seeds", "--budget", "--out", "--device", "--only", "--"]
+            ),
+            st.text(max_size=8),
+        ),
+        max_size=5,
+    )
+)
 def test_any_words_are_a_list_of_runs_or_one_line(words, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["grid", *words])
-    monkeypatch.setattr(grid, "run_pending", lambda *_: 0)
+    monkeypatch.setattr(sys, "argv", ["cldiff", *words])
+    monkeypatch.setattr(work, "run_pending", lambda *_: 0)
     try:
-        grid.main()
+        __main__.main()
     except SystemExit as stop:
         assert stop.code in (None, 0) or "\n" not in str(stop.code)
     else:
-        assert capsys.readouterr().out or (tmp_path / "results/smoke/jobs.json").exists()  # --plan
+        assert capsys.readouterr().out or (tmp_path / "results/smoke/jobs.json").exists()  # plan
 
 
 @some
-@given(content=st.one_of(st.binary(max_size=60), st.recursive(anything, lambda x: st.dictionaries(
-    st.sampled_from(["protocol", "run", "sha256", "seconds"]), x)).filter(lambda x: not isinstance(x, bytes)).map(
-        lambda x: json.dumps(x, default=str).encode(errors="replace"))))
+@given(
+    content=st.one_of(
+        st.binary(max_size=60),
+        st.recursive(anything, lambda x: st.dictionaries(st.sampled_from(["protocol", "run", "sha256", "seconds"]), x))
+        .filter(lambda x: not isinstance(x, bytes))
+        .map(lambda x: json.dumps(x, default=str).encode(errors="replace")),
+    )
+)
 def test_any_result_file_is_read_or_refused_in_one_line(content, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / "run"
     folder.mkdir()
@@ -190,12 +231,22 @@ def test_any_name_of_a_data_set_is_known_or_refused(name):
             load_tasks(name)
 
 
-@pytest.mark.parametrize("content, target", [("{", "t"), ("{}", "t"), ("[]", "t"), ('{"t": 1}', "t"), ('{"t": {}}', "t"),
-                                             ('{"t": {"notebook": "none.ipynb", "output": "o", "parameters": {}}}', "t")])
+@pytest.mark.parametrize(
+    "content, target",
+    [
+        ("{", "t"),
+        ("{}", "t"),
+        ("[]", "t"),
+        ('{"t": 1}', "t"),
+        ('{"t": {}}', "t"),
+        ('{"t": {"kind": "run", "notebook": "none.ipynb", "output": "o", "parameters": {}}}', "t"),
+    ],
+)
 def test_a_bad_list_of_jobs_is_one_line(content, target, tmp_path, monkeypatch):
-    (tmp_path / "jobs.json").write_text(content)
+    (tmp_path / "results/any").mkdir(parents=True)
+    (tmp_path / "results/any/jobs.json").write_text(content)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["execute", "jobs.json", target])
+    monkeypatch.setattr(sys, "argv", ["cldiff", "make", "any", target])
     with pytest.raises(SystemExit) as stop:
-        execute_main()
+        __main__.main()
     assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value)

@@ -16,8 +16,10 @@ import pytest
 import torch
 from conftest import tiny
 
-from cldiff.execute import execute
-from cldiff.grid import runs
+from cldiff.report.execute import execute
+from cldiff.study import runs
+
+pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 ROW = {"job", "who", "model", "batch", "value", "unit", "flops_per_image", "peak_share", "peak_memory_mb"}
@@ -44,7 +46,8 @@ def report(said):
 
 def test_report_has_a_row_for_each_library_and_job(report):
     assert Counter((row["job"], row["who"]) for row in report["rows"]) == Counter(
-        [*product(("train", "sample"), ("cldiff", "diffusers", *LUCIDRAINS)), ("bpd", "cldiff"), ("fid", "cldiff")])
+        [*product(("train", "sample"), ("cldiff", "diffusers", *LUCIDRAINS)), ("bpd", "cldiff"), ("fid", "cldiff")]
+    )
     assert {"device", "machine", "versions", "commit", "rows", "growth"} <= report.keys()
     for row in report["rows"]:
         assert ROW <= row.keys()
@@ -117,22 +120,31 @@ def test_table_takes_as_long_as_its_steps():
     assert sum(bench.table_seconds(run, fast).values()) == pytest.approx((1 + 4 * (2 + 3 * 2)) * run.steps * run.batch)
 
 
-@pytest.mark.parametrize("words, message", [
-    (["--repeats", "1"], "error: repeats=1: expected at least 5"),
-    (["--device", "gpu"], "error: unknown device 'gpu'; known: auto, cpu, cuda"),
-    (["--profile", "huge"], "error: unknown profile 'huge'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
-    (["--what"], "error: unrecognized arguments: --what"),
-])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--repeats", "1"], "error: repeats=1: expected at least 5"),
+        (["--device", "gpu"], "error: unknown device 'gpu'; known: auto, cpu, cuda"),
+        (
+            ["--profile", "huge"],
+            "error: unknown profile 'huge'; known: smoke, digits, digits-long, small, paper-cpu, paper",
+        ),
+        (["--what"], "error: unrecognized arguments: --what"),
+    ],
+)
 def test_errors_are_one_line(words, message, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["bench.py", "--out", str(tmp_path), *words])
     with pytest.raises(SystemExit, match=message):
         bench.main()
 
 
-@pytest.mark.parametrize("cpu, gpu, name", [
-    ("Intel(R) Xeon(R) Processor @ 2.80GHz", None, "intel-xeon-2.80ghz"),
-    ("Intel(R) Xeon(R) CPU", "NVIDIA H200", "nvidia-h200"),
-])
+@pytest.mark.parametrize(
+    "cpu, gpu, name",
+    [
+        ("Intel(R) Xeon(R) Processor @ 2.80GHz", None, "intel-xeon-2.80ghz"),
+        ("Intel(R) Xeon(R) CPU", "NVIDIA H200", "nvidia-h200"),
+    ],
+)
 def test_file_is_named_after_the_machine(cpu, gpu, name, tmp_path):
     path = bench.save({"machine": {"cpu": cpu, "gpu": gpu}}, tmp_path)
     assert path.name == f"{name}.json" and [path] == list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 
-from cldiff.colab import END, MISSING, NOTEBOOKS, START, main
+from cldiff.report.colab import END, MISSING, NOTEBOOKS, START, write_all
 
 ROOT = Path(__file__).parents[1]
 READERS = sorted(path.stem for pattern in NOTEBOOKS for path in (ROOT / "notebooks").glob(pattern))
@@ -35,12 +35,14 @@ def add_remote(address: str) -> None:
 @pytest.fixture
 def refusal(repository):
     """The one line with which `make colab` refuses; nothing may have changed."""
+
     def call() -> str:
         before = contents(repository)
-        with pytest.raises(SystemExit) as refused:
-            main()
-        assert contents(repository) == before and "\n" not in refused.value.code and "secret" not in refused.value.code
-        return refused.value.code
+        with pytest.raises(ValueError) as refused:
+            write_all()
+        assert contents(repository) == before and "\n" not in str(refused.value) and "secret" not in str(refused.value)
+        return str(refused.value)
+
     return call
 
 
@@ -53,18 +55,30 @@ def set_up(folder: Path, name: str) -> str:
     return nbformat.read(folder / "notebooks" / f"{name}.ipynb", as_version=4).cells[1].source
 
 
-@pytest.mark.parametrize("address", [
-    "https://github.com/someone/cldiff", "https://github.com/someone/cldiff.git", "https://github.com/someone/cldiff/",
-    "https://name:secret@github.com/someone/cldiff.git", "git@github.com:someone/cldiff.git",
-    "ssh://git@github.com/someone/cldiff.git"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://github.com/someone/cldiff",
+        "https://github.com/someone/cldiff.git",
+        "https://github.com/someone/cldiff/",
+        "https://name:secret@github.com/someone/cldiff.git",
+        "git@github.com:someone/cldiff.git",
+        "ssh://git@github.com/someone/cldiff.git",
+    ],
+)
 def test_every_form_of_an_address_gives_the_same_cell_and_badges(repository, address, capsys):
     add_remote(address)
-    main()
-    assert "git clone --quiet --depth 1 https://github.com/someone/cldiff /content/cldiff\n" in set_up(repository, "run")
+    write_all()
+    assert "git clone --quiet --depth 1 https://github.com/someone/cldiff /content/cldiff\n" in set_up(
+        repository, "run"
+    )
     readme = (repository / "README.md").read_text(encoding="utf-8")
     assert readme.startswith("# Title\n\nBefore.\n\n<!--") and readme.endswith("-->\n\nAfter: Zając, ü.\n")
-    opened = re.findall(r"\]\(https://colab\.research\.google\.com/github/someone/cldiff/blob/trunk/notebooks/"
-                        r"(\w+)\.ipynb\)", readme)
+    opened = re.findall(
+        r"\]\(https://colab\.research\.google\.com/github/someone/cldiff/blob/trunk/notebooks/"
+        r"(\w+)\.ipynb\)",
+        readme,
+    )
     assert sorted(opened) == READERS and "tutorial_1" in opened
     assert "secret" not in capsys.readouterr().out
     assert not any(b"secret" in content for content in contents(repository).values())
@@ -73,7 +87,7 @@ def test_every_form_of_an_address_gives_the_same_cell_and_badges(repository, add
 def test_a_notebook_gains_one_cell_after_its_title_and_nothing_else_changes(repository):
     add_remote("https://github.com/someone/cldiff")
     before = {path.stem: nbformat.read(path, as_version=4) for path in (repository / "notebooks").iterdir()}
-    main()
+    write_all()
     for name, old in before.items():
         new = nbformat.read(repository / "notebooks" / f"{name}.ipynb", as_version=4)
         nbformat.validate(new)
@@ -85,26 +99,34 @@ def test_a_notebook_gains_one_cell_after_its_title_and_nothing_else_changes(repo
 
 def test_a_second_time_changes_nothing_and_a_new_address_replaces_the_old_one(repository):
     add_remote("https://github.com/someone/cldiff")
-    main()
+    write_all()
     once = contents(repository)
-    main()
+    write_all()
     assert contents(repository) == once
     subprocess.run(["git", "remote", "set-url", "origin", "git@github.com:another-one/cl.diff_2.git"], check=True)
-    main()
+    write_all()
     renamed = contents(repository)
-    assert renamed == {name: content.replace(b"someone/cldiff", b"another-one/cl.diff_2") for name, content in once.items()}
+    assert renamed == {
+        name: content.replace(b"someone/cldiff", b"another-one/cl.diff_2") for name, content in once.items()
+    }
 
 
 def test_badges_open_the_default_branch_of_the_remote_if_it_is_known(repository):
     add_remote("https://github.com/someone/cldiff")
     subprocess.run(["git", "symbolic-ref", "refs/remotes/origin/HEAD", "refs/remotes/origin/release"], check=True)
-    main()
+    write_all()
     assert "/blob/release/notebooks/" in (repository / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("address, line", [
-    (None, "no remote named origin"), ("https://name:secret@gitlab.com/someone/cldiff", "not on github.com"),
-    ("https://github.com.example.org/someone/cldiff", "not on github.com"), ("/srv/git/cldiff", "not on github.com")])
+@pytest.mark.parametrize(
+    "address, line",
+    [
+        (None, "no remote named origin"),
+        ("https://name:secret@gitlab.com/someone/cldiff", "not on github.com"),
+        ("https://github.com.example.org/someone/cldiff", "not on github.com"),
+        ("/srv/git/cldiff", "not on github.com"),
+    ],
+)
 def test_without_an_address_on_github_one_line_and_no_change(refusal, address, line):
     if address:
         add_remote(address)
@@ -119,7 +141,7 @@ def test_without_markers_in_the_readme_one_line_and_no_change(repository, refusa
 
 def test_the_cell_installs_in_colab_without_dependencies_and_does_nothing_elsewhere(repository, monkeypatch):
     add_remote("https://github.com/someone/cldiff")
-    main()
+    write_all()
     code = TransformerManager().transform_cell(set_up(repository, "tutorial_1"))
     said = []
 

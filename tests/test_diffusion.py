@@ -152,24 +152,30 @@ def assert_same_path(ours: list[torch.Tensor], theirs: list[torch.Tensor]):
 @pytest.mark.parametrize("variance", ["large", "small"])
 def test_ancestral_sampling_is_that_of_diffusers(variance, clip):
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type=f"fixed_{variance}",
-                                        clip_sample=clip)
+    scheduler = diffusers.DDPMScheduler(
+        beta_start=1e-4, beta_end=0.02, variance_type=f"fixed_{variance}", clip_sample=clip
+    )
     x_T = gaussian(2, 1, 2, 2)
-    assert_same_path(our_path(Diffusion(1000, f"fixed{variance}"), x_T, clip=clip),
-                     their_path(scheduler, range(999, -1, -1), x_T))
+    assert_same_path(
+        our_path(Diffusion(1000, f"fixed{variance}"), x_T, clip=clip), their_path(scheduler, range(999, -1, -1), x_T)
+    )
 
 
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("steps, eta", [(10, 0), (10, 0.5), (10, 1), (30, 1), (50, 0), (50, 0.5), (50, 1),
-                                        (1000, 0), (1000, 0.5)])
+@pytest.mark.parametrize(
+    "steps, eta", [(10, 0), (10, 0.5), (10, 1), (30, 1), (50, 0), (50, 0.5), (50, 1), (1000, 0), (1000, 0.5)]
+)
 def test_ddim_is_that_of_diffusers(steps, eta, clip):
     diffusers = pytest.importorskip("diffusers")
-    scheduler = diffusers.DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=clip,
-                                        timestep_spacing="leading", set_alpha_to_one=True)
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=1e-4, beta_end=0.02, clip_sample=clip, timestep_spacing="leading", set_alpha_to_one=True
+    )
     scheduler.set_timesteps(steps)
     x_T = gaussian(2, 1, 2, 2)
-    assert_same_path(our_path(Diffusion(), x_T, steps=steps, eta=eta, clip=clip),
-                     their_path(scheduler, scheduler.timesteps, x_T, eta=eta, use_clipped_model_output=clip))
+    assert_same_path(
+        our_path(Diffusion(), x_T, steps=steps, eta=eta, clip=clip),
+        their_path(scheduler, scheduler.timesteps, x_T, eta=eta, use_clipped_model_output=clip),
+    )
 
 
 @pytest.mark.parametrize("std", [0.3, 2.0])
@@ -193,8 +199,7 @@ def test_samples_keep_the_type_of_the_noise_and_stay_in_range():
 @pytest.mark.parametrize("std", [0.2, 1.0, 3.0])
 def test_bound_of_gaussian_data_is_the_closed_form(std, timesteps, variance):
     x0 = std * gaussian(32, 1, 6, 6)
-    total, prior, vlb = Diffusion(timesteps, variance).bits_per_dim(
-        best_predictor(timesteps, std), x0, False, seeded())
+    total, prior, vlb = Diffusion(timesteps, variance).bits_per_dim(best_predictor(timesteps, std), x0, False, seeded())
     expected, random, expected_prior = bound_of_gaussian(timesteps, variance, std)
     assert vlb.shape == (32, timesteps) and vlb.dtype == torch.float64
     error = random * math.sqrt(2 / x0.numel())
@@ -211,7 +216,8 @@ def test_bound_of_gaussian_data_is_the_closed_form(std, timesteps, variance):
 def test_first_term_of_gaussian_data_is_the_likelihood_of_its_bins(timesteps, variance):
     x0 = 0.2 * gaussian(400, 1, 4, 4)
     _, _, vlb = Diffusion(timesteps, variance).bits_per_dim(
-        best_predictor(timesteps, 0.2), x0, False, seeded(), terms=min(timesteps, 5))
+        best_predictor(timesteps, 0.2), x0, False, seeded(), terms=min(timesteps, 5)
+    )
     error = vlb[:, 0].std().item() / math.sqrt(len(x0))
     assert abs(vlb[:, 0].mean().item() - first_term_of_gaussian(timesteps, 0.2)) < 4 * error
 
@@ -312,15 +318,17 @@ def test_terms_stay_with_their_own_image():
     x0 = torch.linspace(-0.9, 0.9, 4).view(4, 1, 1, 1).expand(4, 1, 2, 2)
     _, priors, together = Diffusion(50).bits_per_dim(far_above_white, x0, generator=seeded(), batch_size=13)
     for i in range(4):
-        _, prior, alone = Diffusion(50).bits_per_dim(far_above_white, x0[i:i + 1], generator=seeded())
+        _, prior, alone = Diffusion(50).bits_per_dim(far_above_white, x0[i : i + 1], generator=seeded())
         assert torch.allclose(together[i], alone[0]) and torch.allclose(priors[i], prior[0])
 
 
 @pytest.mark.parametrize("terms", [None, 1, 8])
 def test_batch_size_changes_neither_timesteps_nor_bound(terms):
     x0 = torch.linspace(-0.9, 0.9, 5).view(5, 1, 1, 1).expand(5, 1, 3, 3)
-    results = [Diffusion(50).bits_per_dim(far_above_white, x0, generator=seeded(), terms=terms, batch_size=size)[2]
-               for size in (1, 7, 512)]
+    results = [
+        Diffusion(50).bits_per_dim(far_above_white, x0, generator=seeded(), terms=terms, batch_size=size)[2]
+        for size in (1, 7, 512)
+    ]
     assert torch.allclose(results[0], results[2], rtol=1e-9)
     assert torch.allclose(results[1], results[2], rtol=1e-9)
 
@@ -354,10 +362,13 @@ def test_bound_draws_from_its_generator_alone(terms):
 # Errors
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"timesteps": 1}, "timesteps=1: expected at least 2"),
-    ({"variance": "learned"}, "unknown variance 'learned'; known: fixedlarge, fixedsmall"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"timesteps": 1}, "timesteps=1: expected at least 2"),
+        ({"variance": "learned"}, "unknown variance 'learned'; known: fixedlarge, fixedsmall"),
+    ],
+)
 def test_impossible_diffusion_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Diffusion(**options)

@@ -1,24 +1,23 @@
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import make_job
 
-from cldiff.execute import ExecutionError, check_parameters, execute
-from cldiff.grid import jobs
+from cldiff.plan import jobs
+from cldiff.report.execute import ExecutionError, check_parameters, execute
 
 ROOT = Path(__file__).parents[1]
-RUN = next(iter(jobs("smoke").values()))
+RUN = next(job for job in jobs("smoke").values() if job["kind"] == "run")
 
 
 @pytest.fixture
 def notebook(tmp_path):
-    cells = [nbformat.v4.new_code_cell("steps = 3\nrate = 0.5\nname = \"a\"\nwidths = [1]\nweight = None"),
-             nbformat.v4.new_code_cell("import sys\nprint(steps * rate, name)\nprint(\"prog\" + \"ress\", file=sys.stderr)"),
-             nbformat.v4.new_code_cell("if name == \"bad\":\n    raise ValueError(\"one line\\ntwo lines\")")]
+    cells = [
+        nbformat.v4.new_code_cell('steps = 3\nrate = 0.5\nname = "a"\nwidths = [1]\nweight = None'),
+        nbformat.v4.new_code_cell('import sys\nprint(steps * rate, name)\nprint("prog" + "ress", file=sys.stderr)'),
+        nbformat.v4.new_code_cell('if name == "bad":\n    raise ValueError("one line\\ntwo lines")'),
+    ]
     cells[0].metadata["tags"] = ["parameters"]
     path = tmp_path / "book.ipynb"
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -26,14 +25,17 @@ def notebook(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("parameters, words", [
-    ({"stesp": 1}, "has no parameter 'stesp'; known: steps, rate, name, widths, weight"),
-    ({"steps": "3"}, "steps='3': expected int"),
-    ({"steps": 3.0}, "steps=3.0: expected int"),
-    ({"rate": "1e-4"}, "rate='1e-4': expected float"),
-    ({"name": 1}, "name=1: expected str"),
-    ({"widths": 1}, "widths=1: expected list"),
-])
+@pytest.mark.parametrize(
+    "parameters, words",
+    [
+        ({"stesp": 1}, "has no parameter 'stesp'; known: steps, rate, name, widths, weight"),
+        ({"steps": "3"}, "steps='3': expected int"),
+        ({"steps": 3.0}, "steps=3.0: expected int"),
+        ({"rate": "1e-4"}, "rate='1e-4': expected float"),
+        ({"name": 1}, "name=1: expected str"),
+        ({"widths": 1}, "widths=1: expected list"),
+    ],
+)
 def test_wrong_parameter_is_an_error_before_anything_is_written(notebook, tmp_path, parameters, words):
     with pytest.raises(ExecutionError) as error:
         execute(notebook, tmp_path / "out" / "book.ipynb", parameters)
@@ -56,7 +58,9 @@ def test_output_is_the_same_twice_and_has_no_trace_of_time(notebook, tmp_path):
         texts.append((tmp_path / name).read_text())
     assert texts[0] == texts[1]
     assert "2.0 a" in texts[0]  # the parameter arrived
-    assert not any(word in texts[0] for word in ("papermill", "duration", "start_time", "iopub", "progress", str(tmp_path)))
+    assert not any(
+        word in texts[0] for word in ("papermill", "duration", "start_time", "iopub", "progress", str(tmp_path))
+    )
 
 
 def test_failing_cell_is_one_line_and_leaves_no_output(notebook, tmp_path):
@@ -66,30 +70,43 @@ def test_failing_cell_is_one_line_and_leaves_no_output(notebook, tmp_path):
     assert not (tmp_path / "out.ipynb").exists()
 
 
-@pytest.mark.parametrize("changed, words", [
-    ({"steps": 0}, "steps=0: expected at least 1"),
-    ({"device": "cuda"}, "device 'cuda': no GPU"),
-])
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"steps": 0}, "steps=0: expected at least 1"),
+        ({"device": "cuda"}, "device 'cuda': no GPU"),
+    ],
+)
 def test_bad_run_ends_before_anything_is_loaded_or_written(tmp_path, changed, words):
     if "device" in changed:
         import torch
 
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU")
-    job = {**RUN, "notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / "run.ipynb"),
-           "parameters": {**RUN["parameters"], "results": str(tmp_path / "results"), "data": str(tmp_path / "data"), **changed}}
-    (tmp_path / "jobs.json").write_text(json.dumps({"target": job}))
-    done = subprocess.run([sys.executable, "-m", "cldiff.execute", str(tmp_path / "jobs.json"), "target"],
-                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    job = {
+        **RUN,
+        "notebook": str(ROOT / "notebooks" / "run.ipynb"),
+        "output": str(tmp_path / "run.ipynb"),
+        "parameters": {
+            **RUN["parameters"],
+            "results": str(tmp_path / "own"),
+            "data": str(tmp_path / "data"),
+            **changed,
+        },
+    }
+    done = make_job(tmp_path, job)
     assert done.returncode != 0
     lines = done.stderr.strip().splitlines()
     assert lines[-1].startswith("error: ") and words in lines[-1] and "Traceback" not in done.stderr
-    assert not (tmp_path / "results").exists() and not (tmp_path / "data").exists()
+    assert not (tmp_path / "own").exists() and not (tmp_path / "data").exists()
 
 
 def test_a_kernel_that_dies_is_one_line_and_leaves_nothing(tmp_path):
     path = tmp_path / "book.ipynb"
-    cells = [nbformat.v4.new_code_cell("a = 1"), nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")]
+    cells = [
+        nbformat.v4.new_code_cell("a = 1"),
+        nbformat.v4.new_code_cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+    ]
     cells[0].metadata["tags"] = ["parameters"]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)

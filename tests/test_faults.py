@@ -19,23 +19,25 @@ import torch
 from conftest import tiny
 
 from cldiff.files import claim
-from cldiff.runs import FILES, WEIGHTS
+from cldiff.results import FILES, WEIGHTS
 from cldiff.train import train
 
+pytestmark = pytest.mark.slow
 BITS = (*FILES[:-1], WEIGHTS)  # result.json holds times
-# `python -m cldiff.grid run any --out DIR`, where the profile "any" is two short runs; NAME=VALUE changes both of them.
-DRIVER = """
+# `python -m cldiff run any --out DIR`, where the profile "any" is two short runs; NAME=VALUE changes both of them.
+DRIVER = f"""
 import sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from conftest import tiny
-from cldiff import grid
+from cldiff import __main__, study, work
+
 changes = dict(word.split("=") for word in sys.argv[2:])
 runs = [tiny(method, **{{"steps": 2, **{{k: int(v) for k, v in changes.items()}}}}) for method in ("finetune", "replay")]
-grid.runs = lambda profile, seeds: runs
-grid.jobs = lambda *_: {{}}
+for module in (study, work):
+    module.runs = module.planned = lambda *_: runs
 sys.argv[1:] = ["run", "any", "--device", "cpu", "--out", sys.argv[1], "--budget", "5m"]
-grid.main()
-""".format(tests=str(Path(__file__).parent))
+__main__.main()
+"""
 
 
 def command(out: Path, **changes: int) -> list[str]:
@@ -47,13 +49,20 @@ def go(words: list[str], **how) -> subprocess.CompletedProcess:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    return {f"{folder.name}/{name}": (folder / name).read_bytes()
-            for folder in sorted(path.parent for path in out.glob("*/result.json")) for name in BITS}
+    return {
+        f"{folder.name}/{name}": (folder / name).read_bytes()
+        for folder in sorted(path.parent for path in out.glob("*/result.json"))
+        for name in BITS
+    }
 
 
 def one_line(done: subprocess.CompletedProcess, *words: str) -> None:
     """The last line is an error with these words; before it nothing but progress."""
-    lines = [line for line in done.stderr.replace("\r", "\n").splitlines() if line and "step/s" not in line and "s/step" not in line]
+    lines = [
+        line
+        for line in done.stderr.replace("\r", "\n").splitlines()
+        if line and "step/s" not in line and "s/step" not in line
+    ]
     assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     assert all(word in lines[0] for word in words), lines
 
@@ -68,6 +77,7 @@ def undisturbed(tmp_path_factory):
 
 
 # No room
+
 
 def test_no_room_for_any_of_the_files(undisturbed, tmp_path):
     """The largest size that a file may have grows: at first nothing can be written, in the end everything."""
@@ -99,31 +109,42 @@ def test_a_full_disk(undisturbed, tmp_path):
     """A file system too small for the results, later enlarged."""
     out = tmp_path / "out"
     out.mkdir()
-    done = in_a_namespace('out=$1; kept=$2; shift 2; mount -t tmpfs -o size=120k none "$out" && '
-                          '"$@" 2> "$kept/errors"; echo $? > "$kept/code"; '
-                          'mount -o remount,size=50m "$out" && "$@" && cp -r "$out"/. "$kept/results"',
-                          str(out), str(tmp_path), *command(out))
+    done = in_a_namespace(
+        'out=$1; kept=$2; shift 2; mount -t tmpfs -o size=120k none "$out" && '
+        '"$@" 2> "$kept/errors"; echo $? > "$kept/code"; '
+        'mount -o remount,size=50m "$out" && "$@" && cp -r "$out"/. "$kept/results"',
+        str(out),
+        str(tmp_path),
+        *command(out),
+    )
     assert done.returncode == 0, done.stderr
-    one_line(subprocess.CompletedProcess([], int((tmp_path / "code").read_text()), "", (tmp_path / "errors").read_text()),
-             "No space left on device")
+    one_line(
+        subprocess.CompletedProcess([], int((tmp_path / "code").read_text()), "", (tmp_path / "errors").read_text()),
+        "No space left on device",
+    )
     assert contents(tmp_path / "results") == contents(undisturbed)
 
 
 def test_a_folder_that_is_read_only(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    done = in_a_namespace('mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"', str(out), *command(out))
+    done = in_a_namespace(
+        'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"', str(out), *command(out)
+    )
     one_line(done, "Read-only file system", str(out))
     assert not list(out.iterdir())
 
 
 def test_no_memory(tmp_path):
-    done = go(command(tmp_path / "out", batch=3_000_000),
-              preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)))
+    done = go(
+        command(tmp_path / "out", batch=3_000_000),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)),
+    )
     one_line(done, "out of memory on cpu", "lower batch=3000000")
 
 
 # Two at once
+
 
 def test_two_at_the_same_time_share_the_work(undisturbed, start, tmp_path):
     both = [start(command(tmp_path / "out"), stderr=subprocess.PIPE) for _ in range(2)]
@@ -135,8 +156,10 @@ def test_two_at_the_same_time_share_the_work(undisturbed, start, tmp_path):
 
 
 def test_the_lock_of_a_dead_process_holds_nobody(start, tmp_path):
-    hold = f"from cldiff.files import claim; from pathlib import Path; import time; lock = claim(Path({str(tmp_path)!r}) / 'run'); " \
-           "print('held', flush=True); time.sleep(600)"
+    hold = (
+        f"from cldiff.files import claim; from pathlib import Path; import time; lock = claim(Path({str(tmp_path)!r}) / 'run'); "
+        "print('held', flush=True); time.sleep(600)"
+    )
     process = start([sys.executable, "-c", hold], stdout=subprocess.PIPE)
     assert process.stdout.readline() == "held\n"
     with pytest.raises(TimeoutError):
@@ -148,31 +171,49 @@ def test_the_lock_of_a_dead_process_holds_nobody(start, tmp_path):
 
 # Asked to stop
 
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_notebook_that_is_asked_to_stop_ends_its_kernel_and_says_how_to_continue(number, start, tmp_path):
     import nbformat
-    cells = [nbformat.v4.new_code_cell("a = 1", metadata={"tags": ["parameters"]}),
-             nbformat.v4.new_code_cell(f"import os, time\nopen({str(tmp_path / 'kernel')!r}, 'w').write(str(os.getpid()))\n"
-                                       "time.sleep(600)")]
+
+    cells = [
+        nbformat.v4.new_code_cell("a = 1", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            f"import os, time\nopen({str(tmp_path / 'kernel')!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)"
+        ),
+    ]
     metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "book.ipynb")
-    (tmp_path / "jobs.json").write_text(
-        f'{{"t": {{"notebook": "{tmp_path}/book.ipynb", "output": "{tmp_path}/out/book.ipynb", "parameters": {{}}}}}}')
-    process = start([sys.executable, "-m", "cldiff.execute", str(tmp_path / "jobs.json"), "t"], stderr=subprocess.PIPE,
-                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    plan = tmp_path / "results/any/jobs.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text(
+        f'{{"t": {{"kind": "figure", "notebook": "{tmp_path}/book.ipynb", '
+        f'"output": "{tmp_path}/out/book.ipynb", "parameters": {{}}}}}}'
+    )
+    process = start(
+        [sys.executable, "-m", "cldiff", "make", "any", "t"],
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     while process.poll() is None and not ((tmp_path / "kernel").exists() and (tmp_path / "kernel").read_text()):
         time.sleep(0.1)
     process.send_signal(number)
     errors = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and errors.strip() == "stopped: the same command again continues from the last checkpoint"
+    assert (
+        process.returncode == 1
+        and errors.strip() == "stopped: the same command again continues from the last checkpoint"
+    )
     time.sleep(0.5)
     assert not Path(f"/proc/{(tmp_path / 'kernel').read_text()}").exists() and not list((tmp_path / "out").iterdir())
 
 
 # Long runs
 
+
 def test_nothing_grows_with_the_steps(three):
     """Tensors, files and threads after 50 steps and after 250. 20,000 steps were measured by hand: see the README."""
+
     def held():
         gc.collect()
         tensors = sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cldiff import Measurer, features
 from cldiff.features import INCEPTION, LENETS, FeatureError, load_inception, load_lenet
-from cldiff.tasks import SHA256, load_tasks, to_model
+from cldiff.tasks import DATASETS, load_tasks, to_model
 from cldiff.train import train
 
 # LeNet
@@ -21,12 +21,16 @@ def test_the_lenet_that_ships_knows_its_data_set(dataset, at_least, pytestconfig
     """The stated accuracy is the one that is found, at least what the study asks for."""
     root = pytestconfig.rootpath / "data"
     raw = root / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}.get(dataset, "") / "raw"
-    if dataset != "digits" and not all((raw / n).exists() or (raw / f"{n}.gz").exists() for n in SHA256[dataset]):
+    if dataset != "digits" and not all(
+        (raw / n).exists() or (raw / f"{n}.gz").exists() for n in DATASETS[dataset].sha256
+    ):
         pytest.skip(f"{raw} does not hold the data set")
     lenet = load_lenet(dataset)
     tasks = load_tasks(dataset, root)
     right = torch.cat([lenet.extract(task.test.images)[1] == task.test.labels for task in tasks])
-    assert right.double().mean().item() == pytest.approx(lenet.accuracy, abs=2e-4)  # another machine may round otherwise
+    assert right.double().mean().item() == pytest.approx(
+        lenet.accuracy, abs=2e-4
+    )  # another machine may round otherwise
     assert lenet.accuracy >= at_least
 
 
@@ -55,20 +59,22 @@ def test_a_lenet_is_kept_and_read_back(three, tmp_path):
 def flipped(data: bytes) -> bytes:
     """One bit in the middle is another one."""
     half = len(data) // 2
-    return data[:half] + bytes([data[half] ^ 1]) + data[half + 1:]
+    return data[:half] + bytes([data[half] ^ 1]) + data[half + 1 :]
 
 
-@pytest.mark.parametrize("damage", (lambda data: b"", lambda data: data[:-100], lambda data: b"no weights" + data,
-                                    lambda data: flipped(data)))
+@pytest.mark.parametrize(
+    "damage",
+    (lambda data: b"", lambda data: data[:-100], lambda data: b"no weights" + data, lambda data: flipped(data)),
+)
 def test_a_damaged_lenet_is_named(damage, tmp_path):
     (tmp_path / "digits.pt").write_bytes(damage((LENETS / "digits.pt").read_bytes()))
     shutil.copy(LENETS / features.SUMS, tmp_path)
-    with pytest.raises(FeatureError, match=f"{re.escape(str(tmp_path))}.*damaged.*cldiff.features digits"):
+    with pytest.raises(FeatureError, match=f"{re.escape(str(tmp_path))}.*damaged.*cldiff features digits"):
         load_lenet("digits", folder=tmp_path)
 
 
 def test_a_missing_lenet_is_named():
-    with pytest.raises(FeatureError, match="own.pt is missing: `python -m cldiff.features own` trains it"):
+    with pytest.raises(FeatureError, match="own.pt is missing: `python -m cldiff features own` trains it"):
         load_lenet("own")
 
 
@@ -79,6 +85,7 @@ def test_a_missing_lenet_is_named():
 def offline(monkeypatch):
     def refuse(*_, **__):
         raise OSError("no network")
+
     monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
@@ -86,12 +93,19 @@ def test_inception_features_are_those_of_clean_fid(stand_in, digits, tmp_path):
     """Read from files, resized and normalised by clean-fid itself."""
     from cleanfid.fid import get_files_features
     from cleanfid.inception_torchscript import InceptionV3W
+
     images = digits[0].train.images[:7]  # two pictures of three planes, and one more
     files = [str(tmp_path / f"{k}.png") for k in range(len(images))]
     for file, image in zip(files, images):
         Image.fromarray(image[0].numpy()).convert("RGB").save(file)
-    theirs = get_files_features(files, model=InceptionV3W(str(stand_in), download=False).eval(), num_workers=0,
-                                device=torch.device("cpu"), mode="clean", verbose=False)
+    theirs = get_files_features(
+        files,
+        model=InceptionV3W(str(stand_in), download=False).eval(),
+        num_workers=0,
+        device=torch.device("cpu"),
+        mode="clean",
+        verbose=False,
+    )
     ours, classes = load_inception(stand_in).extract(images)
     assert classes is None and ours.shape == (7, 2048)
     np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-5, atol=1e-6)
@@ -108,8 +122,10 @@ def test_missing_weights_are_named_with_their_place(tmp_path, offline):
 
 
 def test_a_download_that_is_another_file_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("cleanfid.downloads_helper.check_download_inception",
-                        lambda folder: (Path(folder) / INCEPTION).write_bytes(b"another network"))
+    monkeypatch.setattr(
+        "cleanfid.downloads_helper.check_download_inception",
+        lambda folder: (Path(folder) / INCEPTION).write_bytes(b"another network"),
+    )
     with pytest.raises(FeatureError, match="its download failed"):
         load_inception(tmp_path)
     assert not (tmp_path / INCEPTION).exists()
@@ -119,6 +135,7 @@ def test_a_download_that_breaks_off_leaves_no_weights(tmp_path, monkeypatch):
     def half(folder):
         (features.Path(folder) / INCEPTION).write_bytes(b"half")
         raise OSError("connection lost")
+
     monkeypatch.setattr("cleanfid.downloads_helper.check_download_inception", half)
     with pytest.raises(FeatureError):
         load_inception(tmp_path)
@@ -144,22 +161,31 @@ def test_damaged_weights_are_named(tmp_path):
 
 
 def test_a_run_with_inception_has_both_extractors_and_keeps_the_real_features(stand_in, three, monkeypatch):
-    few = [features.Task(task.index, task.classes, *(getattr(task, name)[torch.arange(20)] for name in
-                                                     ("train", "validation", "test"))) for task in three[:2]]
+    few = [
+        features.Task(
+            task.index,
+            task.classes,
+            *(getattr(task, name)[torch.arange(20)] for name in ("train", "validation", "test")),
+        )
+        for task in three[:2]
+    ]
     run = tiny(steps=2, inception=True)
     measure = Measurer(run, few, stand_in)
     for step in train(run, few):
         measure(step)
-    rows = {(row["metric"], row["extractor"], row["split"], row["after_task"], row["eval_task"])
-            for row in step.learner.scores + measure.floors() if not row["metric"].endswith("by_n")}
+    rows = {
+        (row["metric"], row["extractor"], row["split"], row["after_task"], row["eval_task"])
+        for row in step.learner.record["scores"] + measure.floors()
+        if not row["metric"].endswith("by_n")
+    }
     for metric in ("fid", "kid", "precision", "recall"):
         assert {(metric, e, s, 2, 1) for e in ("lenet", "inception") for s in ("train", "validation", "test")} <= rows
     assert ("fid_floor", "inception", "train", None, 1) in rows and ("accuracy", "inception", None, 2, 1) not in rows
     kept = measure.real["inception"]
-    assert torch.equal(kept["test"][1], load_inception(stand_in).extract(few[1].test.images)[0])
+    assert torch.equal(kept["test"][1].features, load_inception(stand_in).extract(few[1].test.images)[0])
     monkeypatch.setattr(features, "inception_features", lambda *_: 1 / 0)  # read from the cache, not computed again
     again = Measurer(run, few, stand_in).real["inception"]
-    assert all(torch.equal(x, y) for split in kept for x, y in zip(kept[split], again[split]))
+    assert all(torch.equal(x.features, y.features) for split in kept for x, y in zip(kept[split], again[split]))
 
 
 def test_without_weights_the_rest_is_measured(three, tmp_path, offline):

@@ -1,4 +1,4 @@
-"""`python -m cldiff.grid run`: the runs of a profile without Jupyter, stopped and killed and called again."""
+"""`python -m cldiff run`: the runs of a profile without Jupyter, stopped and killed and called again."""
 
 import dataclasses
 import random
@@ -14,10 +14,12 @@ from filelock import FileLock
 
 import cldiff.measure
 import cldiff.train
-from cldiff import grid
+from cldiff import plan, work
+from cldiff.__main__ import seconds
 from cldiff.files import claim
-from cldiff.grid import run_pending, seconds
-from cldiff.runs import FILES, WEIGHTS
+from cldiff.results import FILES, WEIGHTS
+from cldiff.study import runs
+from cldiff.work import run_pending
 
 BITS = (*FILES[:-1], WEIGHTS)  # result.json holds times
 
@@ -30,16 +32,17 @@ def contents(folder: Path) -> dict[str, bytes]:
 def two(monkeypatch):
     """A profile of two short runs."""
     found = [tiny("finetune", steps=2), tiny("replay", steps=2)]
-    monkeypatch.setattr(grid, "runs", lambda profile, seeds: found)
-    monkeypatch.setattr(grid.signal, "signal", lambda *_: None)
+    for name in ("runs", "planned"):
+        monkeypatch.setattr(work, name, lambda profile, seeds, only: found)
+    monkeypatch.setattr(work.signal, "signal", lambda *_: None)
     return found
 
 
 def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tmp_path):
-    assert run_pending("any", 1, tmp_path / "whole", "cpu", "data") == 0
+    assert run_pending("any", 1, "", tmp_path / "whole", "cpu", "data") == 0
     calls, left = 0, 2
     while left:
-        left = run_pending("any", 1, tmp_path / "pieces", "cpu", "data", budget=0)
+        left = run_pending("any", 1, "", tmp_path / "pieces", "cpu", "data", budget=0)
         calls += 1
     assert calls == 10 + 8  # one step a call; the first task is shared
     for run in two:
@@ -49,7 +52,7 @@ def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tm
 
 def test_a_run_that_another_process_works_on_is_left_to_it(two, tmp_path):
     with claim(tmp_path / two[0].name):
-        assert run_pending("any", 1, tmp_path, "cpu", "data") == 1
+        assert run_pending("any", 1, "", tmp_path, "cpu", "data") == 1
     assert not (tmp_path / two[0].name).exists() and (tmp_path / two[1].name / "result.json").exists()
 
 
@@ -57,8 +60,8 @@ def test_waiting_for_the_first_task_of_another_process_ends_with_the_budget(two,
     first = tmp_path / "first_task" / f"{two[0].first_task_name}.lock"
     first.parent.mkdir()
     with FileLock(first):
-        assert run_pending("any", 1, tmp_path, "cpu", "data", budget=1) == 2
-    assert run_pending("any", 1, tmp_path, "cpu", "data") == 0
+        assert run_pending("any", 1, "", tmp_path, "cpu", "data", budget=1) == 2
+    assert run_pending("any", 1, "", tmp_path, "cpu", "data") == 0
 
 
 def test_waiting_and_compiling_before_the_first_step_do_not_make_every_step_look_long(two, tmp_path, monkeypatch):
@@ -70,9 +73,9 @@ def test_waiting_and_compiling_before_the_first_step_do_not_make_every_step_look
             clock.now += 1 if number else 100
             yield step
 
-    monkeypatch.setattr(grid, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    monkeypatch.setattr(cldiff.train, "train", slow_to_start)
-    assert run_pending("any", 1, tmp_path, "cpu", "data", budget=300) == 0
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(work, "train", slow_to_start)
+    assert run_pending("any", 1, "", tmp_path, "cpu", "data", budget=300) == 0
     assert clock.now == 100 + 9 + 100 + 7
 
 
@@ -85,17 +88,18 @@ def test_a_call_stops_before_measuring_that_took_long_in_an_earlier_one(two, tmp
         learner.seconds["measure"] += 100
         measure(self, learner)
 
-    monkeypatch.setattr(grid, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(cldiff.measure.Measurer, "_scores", slow)
     for call in (1, 2, 3):  # the scores of one task in each, with which the next call then begins
-        assert run_pending("any", 1, tmp_path, "cpu", "data", budget=150) == 2
+        assert run_pending("any", 1, "", tmp_path, "cpu", "data", budget=150) == 2
         assert clock.now == 100 * call
 
 
 def command(out: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "cldiff.grid", "run", "smoke", "--device", "cpu", "--out", str(out), *words]
+    return [sys.executable, "-m", "cldiff", "run", "smoke", "--device", "cpu", "--out", str(out), *words]
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_leaves_the_same_results(tmp_path):
     """Processes, and what is on the disk when they are killed. The smoke profile takes 20 to 40 seconds."""
     assert subprocess.run(command(tmp_path / "whole"), capture_output=True).returncode == 0
@@ -107,10 +111,11 @@ def test_killed_at_random_moments_it_leaves_the_same_results(tmp_path):
         process.wait()
     done = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == "0 of 5 runs are left\n"
-    for run in grid.runs("smoke"):
+    for run in runs("smoke"):
         assert contents(tmp_path / "whole" / run.name) == contents(tmp_path / "killed" / run.name)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_it_says_how_to_continue(start, tmp_path):
     """Asked at the time of its first checkpoint, when four of five tasks are still to come."""
     process = start(command(tmp_path), stderr=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -134,13 +139,21 @@ def test_a_budget_without_a_unit_or_a_number_is_refused(text):
 
 
 def test_bad_words_are_one_line(tmp_path):
-    for words, message in ((["--budget", "9"], "budget '9': expected"), (["--budgt", "9m"], "--budgt"),
-                           (["--out", "/proc/nowhere"], "/proc/nowhere")):
+    for words, message in (
+        (["--budget", "9"], "budget '9': expected"),
+        (["--budgt", "9m"], "--budgt"),
+        (["--out", "/proc/nowhere"], "/proc/nowhere"),
+    ):
         done = subprocess.run(command(tmp_path / "out", *words), capture_output=True, text=True)
         assert done.returncode == 1 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_runs_are_those_of_the_profile_in_the_grid(tmp_path):
-    assert [dataclasses.asdict(run) for run in grid.runs("smoke")] == [
-        {k: tuple(v) if isinstance(v, list) else v for k, v in job["parameters"].items() if k not in ("results", "device", "checkpoint_seconds")}
-        for job in reversed([job for job in grid.jobs("smoke").values() if job["notebook"].endswith("run.ipynb")])]
+def test_the_runs_are_those_of_the_plan(tmp_path):
+    assert [dataclasses.asdict(run) for run in runs("smoke")] == [
+        {
+            k: tuple(v) if isinstance(v, list) else v
+            for k, v in job["parameters"].items()
+            if k not in ("results", "device", "checkpoint_seconds")
+        }
+        for job in reversed([job for job in plan.jobs("smoke").values() if job["kind"] == "run"])
+    ]

@@ -1,5 +1,7 @@
 import json
 import os
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,20 +10,24 @@ import pytest
 import torch
 from conftest import same, tiny, weights
 
-from cldiff import metrics
+import cldiff.measure
+from cldiff import features, metrics, stats
 from cldiff.diffusion import Diffusion
 from cldiff.learner import Learner
-from cldiff.measure import SHOWN, Measurer
+from cldiff.measure import SHOWN, Measurer, mosaic
 from cldiff.methods.replay import buffer
-from cldiff.plots import load_samples
-from cldiff.runs import COLUMNS, CURVES, FILES, WEIGHTS, ResultError, load_bootstrap, load_curves, load_scores
-from cldiff.tasks import to_model, to_uint8
-from cldiff.train import Step, train
+from cldiff.report.plots import load_samples
+from cldiff.results import COLUMNS, CURVES, FILES, WEIGHTS, ResultError, load_bootstrap, load_curves, load_scores
+from cldiff.tasks import DATASETS, Dataset, Split, load_tasks, to_model, to_uint8
+from cldiff.train import Step, forget, train
 from cldiff.unet import load_unet
+from cldiff.work import make_run
 
 TRIANGLE = [(after, task) for after in (1, 2, 3) for task in range(1, after + 1)]
 # What the stand-in for LeNet's classifier says of 16 samples: 1 falls into task 1, 2 into task 2, 4 into task 3.
 CLASSES = torch.tensor([0] + [2] * 2 + [5] * 4 + [9] * 9)
+
+BOUNDS = dict(zip(metrics.metrics_of(metrics.OfImages), metrics.BOUNDS))  # (variance, clip) by name
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +37,9 @@ def finished(three, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results") / run.name
     measure = Measurer(run, three)
     (lenet,) = measure.extractors
-    measure.extractors = [lenet._replace(
-        extract=lambda images: (lenet.extract(images)[0], classified.append(images) or CLASSES))]
+    measure.extractors = [
+        lenet._replace(extract=lambda images: (lenet.extract(images)[0], classified.append(images) or CLASSES))
+    ]
     state = torch.manual_seed(11).get_state()
     for step in train(run, three, folder):
         measure(step)
@@ -41,15 +48,29 @@ def finished(three, tmp_path_factory):
             for task in range(step.task + 1):
                 images, noise = three[task].test.images[:8], learner.generator(f"bound {task}")
                 drawn.append(to_uint8(learner.sample(task, run.samples, run.sample_steps, run.eta, "samples")))
-                bounds.append(metrics.bits_per_dim(learner.diffusion, learner.model(task), images, 4, noise)["bpd"])
+                predictor = metrics.Predictor(learner.diffusion, learner.model(task), images, 4, noise)
+                bounds.append(predictor.bits["fixedlarge", True])
     undisturbed = torch.equal(torch.get_rng_state(), state)
     had_checkpoint, order, replace = (folder / "checkpoint.pt").exists(), [], os.replace
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", lambda old, new: order.append(os.path.basename(new)) or replace(old, new))
         measure.save(folder, learner)
-    return SimpleNamespace(lenet=lenet, run=run, folder=folder, measure=measure, learner=learner, undisturbed=undisturbed,
-                           had_checkpoint=had_checkpoint, order=order, classified=classified, drawn=drawn,
-                           bounds=bounds, scores=pd.DataFrame(learner.scores), curves=pd.DataFrame(learner.curves))
+    forget(folder)
+    return SimpleNamespace(
+        lenet=lenet,
+        run=run,
+        folder=folder,
+        measure=measure,
+        learner=learner,
+        undisturbed=undisturbed,
+        had_checkpoint=had_checkpoint,
+        order=order,
+        classified=classified,
+        drawn=drawn,
+        bounds=bounds,
+        scores=pd.DataFrame(learner.record["scores"]),
+        curves=pd.DataFrame(learner.record["curves"]),
+    )
 
 
 def test_measuring_does_not_change_training(finished, trained):
@@ -73,8 +94,10 @@ def test_each_point_has_the_whole_grid_of_timesteps_for_both_splits_and_one_boun
     assert len(grid) >= 20 and {50, 700} <= set(grid)
     for _, point in finished.curves.groupby("step"):
         losses, bound = point[point.loss.notna()], point[point.loss.isna()]
-        assert {split: rows.timestep.tolist() for split, rows in losses.groupby("split")} \
-            == {"validation": grid, "buffer": grid}
+        assert {split: rows.timestep.tolist() for split, rows in losses.groupby("split")} == {
+            "validation": grid,
+            "buffer": grid,
+        }
         assert losses.bpd.isna().all() and np.isfinite(losses.loss).all()
         assert bound.split.tolist() == ["validation"] and bound.timestep.isna().all() and np.isfinite(bound.bpd).all()
 
@@ -86,12 +109,12 @@ def test_each_point_has_the_same_images_of_task_1_and_the_same_noise_under_the_a
         calls.append((images, generator.initial_seed(), model(x, t)))
         return [0.0] * len(timesteps)
 
-    def bound(diffusion, model, images, terms, generator):
-        calls.append((images, generator.initial_seed(), model(x, t)))
-        return {"bpd": torch.zeros(len(images))}
+    def bound(diffusion, model, x0, generator, terms):
+        calls.append((to_uint8(x0), generator.initial_seed(), model(x, t)))
+        return torch.zeros(len(x0)), None, None
 
-    monkeypatch.setattr(metrics, "losses_by_timestep", losses)
-    monkeypatch.setattr(metrics, "bits_per_dim", bound)
+    monkeypatch.setattr(cldiff.measure, "losses_by_timestep", losses)
+    monkeypatch.setattr(Diffusion, "bits_per_dim", bound)
     x, t = torch.ones(1, 1, 8, 8), torch.tensor([9])
     learner = Learner(tiny(steps=6, curve_every=2, learning_rate=2e-2), three)
     expected = [three[0].validation.images[:8], buffer(learner, 0).images, three[0].validation.images[:8]]
@@ -114,9 +137,15 @@ def test_each_point_has_the_same_images_of_task_1_and_the_same_noise_under_the_a
 # Scores
 
 
-@pytest.mark.parametrize("metric, splits", [
-    *((metric, {"train", "validation", "test"}) for metric in ("fid", "kid", "precision", "recall")),
-    ("accuracy", {None}), ("taken_for_current", {None}), *((metric, {"test"}) for metric in metrics.BOUNDS)])
+@pytest.mark.parametrize(
+    "metric, splits",
+    [
+        *((metric, {"train", "validation", "test"}) for metric in ("fid", "kid", "precision", "recall")),
+        ("accuracy", {None}),
+        ("taken_for_current", {None}),
+        *((metric, {"test"}) for metric in BOUNDS),
+    ],
+)
 def test_each_score_fills_the_lower_triangle_once(metric, splits, finished):
     rows = finished.scores[finished.scores.metric == metric]
     assert set(rows.split.astype(object).where(rows.split.notna(), None)) == splits
@@ -135,8 +164,10 @@ def values(finished, metric, split=None) -> list[float]:
 @pytest.mark.parametrize("split", ("train", "validation", "test"))
 def test_fid_compares_samples_for_a_task_with_the_images_of_that_task(split, finished, three):
     extract = lambda images: finished.lenet.extract(images)[0]  # noqa: E731
-    by_hand = [metrics.fid(extract(samples), extract(getattr(task, split).images))
-               for samples, task in zip(finished.drawn[-3:], three)]  # the last row
+    by_hand = [
+        metrics.fid(extract(samples), extract(getattr(task, split).images))
+        for samples, task in zip(finished.drawn[-3:], three)
+    ]  # the last row
     assert values(finished, "fid", split)[-3:] == by_hand and len(set(by_hand)) == 3
 
 
@@ -162,12 +193,13 @@ def test_the_bound_is_that_of_test_images_of_the_evaluated_task(finished):
 
 
 def test_the_bound_is_given_for_both_variances_with_and_without_clipping(finished, three):
-    by_name = {name: values(finished, name, "test")[-1] for name in metrics.BOUNDS}
+    by_name = {name: values(finished, name, "test")[-1] for name in BOUNDS}
     assert len(set(by_name.values())) == 4
     learner, images = finished.learner, three[2].test.images[:8]
-    for name, (variance, clip) in metrics.BOUNDS.items():
+    for name, (variance, clip) in BOUNDS.items():
         alone = Diffusion(finished.run.timesteps, variance=variance).bits_per_dim(
-            learner.model(2), to_model(images), clip, learner.generator("bound 2"), finished.run.bound_terms)
+            learner.model(2), to_model(images), clip, learner.generator("bound 2"), finished.run.bound_terms
+        )
         assert by_name[name] == alone[0].mean().item()
         (sampler,) = finished.scores[finished.scores.metric == name].sampler.unique()
         assert sampler == f"terms4-{variance}-{'clipped' if clip else 'unclipped'}"
@@ -184,7 +216,7 @@ def test_scores_that_average_and_forgetting_need_are_resampled(finished):
 
 
 def test_a_replicate_is_the_score_of_resampled_images(finished, three):
-    table = pd.DataFrame(finished.learner.bootstrap)
+    table = pd.DataFrame(finished.learner.record["bootstrap"])
     row = table[(table.after_task == 3) & (table.eval_task == 2)].set_index("metric")
     pick = metrics.resampled(16)[7]
     assert len(set(pick.tolist())) < 16
@@ -202,15 +234,15 @@ def test_fid_by_number_of_samples_ends_at_the_fid_of_the_table(finished):
 
 
 def test_scores_say_what_they_rest_on(finished):
-    bound = finished.scores.metric.isin(list(metrics.BOUNDS))
+    bound = finished.scores.metric.isin(list(BOUNDS))
     drawn, bound = finished.scores[~bound & (finished.scores.metric != "fid_by_n")], finished.scores[bound]
     assert set(drawn.extractor) == {"lenet"} and set(drawn.n) == {16} and set(drawn.sampler) == {"ddim2"}
     assert bound.extractor.isna().all() and set(bound.n) == {8}
 
 
 def test_the_first_samples_for_each_task_are_kept(finished):
-    kept = [images for after in finished.learner.samples for images in after]
-    assert [len(after) for after in finished.learner.samples] == [1, 2, 3]
+    kept = [images for after in finished.learner.record["samples"] for images in after]
+    assert [len(after) for after in finished.learner.record["samples"]] == [1, 2, 3]
     assert all(torch.equal(images, drawn[:SHOWN]) for images, drawn in zip(kept, finished.drawn))
 
 
@@ -251,11 +283,14 @@ def test_scores_and_floors_are_read_back(finished, three):
     assert {*COLUMNS, "run", "dataset", "method", "weight", "seed", "label"} == set(table.columns)
     floors = table.metric.str.startswith("fid_floor")
     same_rows(table[~floors], finished.scores, COLUMNS)
-    train, test = ([finished.lenet.extract(getattr(task, split).images)[0] for task in three] for split in ("train", "test"))
+    train, test = (
+        [finished.lenet.extract(getattr(task, split).images)[0] for task in three] for split in ("train", "test")
+    )
     for metric, split, n, expected in (
-            ("fid_floor", "train", 16, [metrics.fid_floor(x, 16) for x in train]),
-            ("fid_floor_by_n", "train", 8, [metrics.fid_floor(x, 8) for x in train]),
-            ("fid_floor", "test", 16, [metrics.fid(x[:16], y) for x, y in zip(train, test)])):
+        ("fid_floor", "train", 16, [metrics.fid_floor(x, 16) for x in train]),
+        ("fid_floor_by_n", "train", 8, [metrics.fid_floor(x, 8) for x in train]),
+        ("fid_floor", "test", 16, [metrics.fid(x[:16], y) for x, y in zip(train, test)]),
+    ):
         rows = table[(table.metric == metric) & (table.split == split) & (table.n == n)]
         assert rows.eval_task.tolist() == [1, 2, 3]
         assert rows.value.tolist() == pytest.approx(expected)
@@ -276,8 +311,87 @@ def test_the_weights_are_those_of_the_average_in_half_precision(finished):
 
 
 def test_the_picture_is_cut_up_into_the_samples(finished):
-    pictures = load_samples(finished.folder, tasks=3)
+    pictures = load_samples(finished.folder)
     assert pictures.shape == (3, 3, SHOWN, 8, 8)
-    for after, samples in enumerate(finished.learner.samples):
+    for after, samples in enumerate(finished.learner.record["samples"]):
         assert (pictures[after, : after + 1] == samples[:, :, 0].numpy()).all()
-        assert (pictures[after, after + 1:] == 255).all()
+        assert (pictures[after, after + 1 :] == 255).all()
+
+
+# Images in colour
+
+
+def test_samples_in_colour_come_back_pixel_by_pixel(tmp_path):
+    drawn = [
+        torch.randint(
+            256, (after + 1, SHOWN, 3, 8, 8), generator=torch.Generator().manual_seed(after), dtype=torch.uint8
+        )
+        for after in range(2)
+    ]
+    mosaic(drawn).save(tmp_path / "samples.png")
+    (tmp_path / "scores.csv").write_text("after_task\n1\n2\n")
+    pictures = load_samples(tmp_path)
+    assert pictures.shape == (2, 2, SHOWN, 8, 8, 3)
+    for after, samples in enumerate(drawn):
+        assert (pictures[after, : after + 1] == samples.permute(0, 1, 3, 4, 2).numpy()).all()
+    assert (pictures[0, 1] == 255).all()
+
+
+def test_pictures_of_two_colours_are_refused():
+    with pytest.raises(ValueError, match="images of 2 colours: samples.png shows grey"):
+        mosaic([torch.zeros(1, SHOWN, 2, 8, 8, dtype=torch.uint8)])
+
+
+def coloured(root: Path, sha256: dict) -> tuple[Split, Split]:
+    """Four classes of noise, each around a colour of its own."""
+    splits = []
+    for seed, n in enumerate((200, 40)):
+        labels = torch.arange(n) % 4
+        colours = torch.tensor([[200, 30, 30], [30, 200, 30], [30, 30, 200], [200, 200, 30]])[labels]
+        noise = torch.randint(-30, 30, (n, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+        splits.append(Split((colours[:, :, None, None] + noise).to(torch.uint8), labels))
+    return tuple(splits)
+
+
+def test_a_data_set_in_colour_is_one_entry_and_goes_the_whole_way(tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        DATASETS, "flags", Dataset("flags", coloured, {"made": "up"}, colours=3, classes=4, lenet_epochs=30)
+    )
+    monkeypatch.setattr(cldiff.measure, "load_lenet", partial(features.load_lenet, folder=tmp_path / "lenet"))
+    tasks = load_tasks("flags")
+    assert [task.classes for task in tasks] == [(0, 1), (2, 3)]
+    net = features.train_lenet(tasks, DATASETS["flags"].lenet_epochs)
+    assert features.save_lenet(net, tasks, tmp_path / "lenet" / "flags.pt") > 0.9
+    # 150 steps of a small network are enough for the colour of a flat picture.
+    run = tiny("replay", dataset="flags", steps=150, batch=16, learning_rate=1e-2, sample_steps=20, channels=16)
+    assert make_run(run, tmp_path / run.name, device="cpu")
+    pictures = load_samples(tmp_path / run.name)
+    assert pictures.shape == (2, 2, SHOWN, 8, 8, 3)
+    red, green, blue = pictures[0, 0].reshape(-1, 3).mean(0)  # of the red and the green class
+    assert min(red, green) > blue + 20
+    scores = load_scores(tmp_path)
+    assert set(scores.metric) >= {"fid", "bpd", "accuracy"} and scores.value.notna().all()
+
+
+def test_a_metric_is_one_entry(monkeypatch, three, tmp_path):
+    monkeypatch.setitem(
+        metrics.METRICS,
+        "brightness",
+        metrics.AgainstReal(
+            "brightness",
+            2,
+            lambda drawn, real: drawn.features.mean().item() - real.features.mean().item(),
+            True,
+            headline=True,
+        ),
+    )
+    monkeypatch.setattr(stats, "HEADLINES", metrics.metrics_of(metrics.Metric, headline=True))
+    run = tiny(steps=2)
+    measure = Measurer(run, three)
+    for step in train(run, three):
+        measure(step)
+    measure.save(tmp_path / run.name, step.learner)
+    summary = stats.summarise(load_scores(tmp_path)).set_index("metric")
+    assert set(load_bootstrap(tmp_path).metric) == {"fid", "bpd", "accuracy", "brightness"}
+    matrix = stats.result_matrix(load_scores(tmp_path), "brightness", "train")
+    assert summary.forgetting["brightness"] == -stats.forgetting(matrix)  # more is better

@@ -1,16 +1,20 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
 from conftest import copied, same, tiny, weights, weights_after_tasks, with_noise_held_out
 
-from cldiff.learner import Learner
+from cldiff.learner import Learner, TrainingError
 from cldiff.methods import METHODS, Batch, Method
 from cldiff.methods.replay import buffer
+from cldiff.parameters import Parameters, number
 from cldiff.tasks import to_uint8
 from cldiff.train import train
 
-OTHERS = [name for name in METHODS if name != "finetune"]
+WEIGHTED = [name for name, method in METHODS.items() if method.weight is not None]
+SHARING = [name for name, method in METHODS.items() if method.shares_first_task]
+STUDIED = ("l2", "replay", "generative")  # whose gradients are known
 
 
 def at_task(run, tasks, index) -> Learner:
@@ -21,21 +25,40 @@ def at_task(run, tasks, index) -> Learner:
     return learner
 
 
+def replayed(learner) -> Batch:
+    """What a method adds to the current batch."""
+    current = learner.draw(learner.images[learner.task], learner.task, "current")
+    both, n = learner.method.batch(learner, current), len(current.t)
+    assert torch.equal(both.x0[:n], current.x0) and torch.equal(both.noise[:n], current.noise)
+    return Batch(*(getattr(both, f.name)[n:] for f in dataclasses.fields(Batch)))
+
+
 def pixels(images) -> list[bytes]:
     """What tells one image from another: no two of the digits are the same."""
     return [image.numpy().tobytes() for image in images]
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("method", WEIGHTED)
 def test_with_weight_0_a_method_is_finetuning_bit_for_bit(method, trained):
     assert all(map(same, trained(method, weight=0.0), trained("finetune")))
 
 
-@pytest.mark.parametrize("method", OTHERS)
-def test_all_methods_share_the_first_task_and_part_in_the_second(method, trained):
+@pytest.mark.parametrize("method", SHARING)
+def test_methods_share_the_first_task_and_part_in_the_second(method, trained):
     ours, finetuned = trained(method), trained("finetune")
     assert same(ours[0], finetuned[0])
-    assert not same(ours[1], finetuned[1])
+    assert same(ours[1], finetuned[1]) == (method == "finetune")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_continues_bit_for_bit_and_keeps_nothing_but_tensors(method, three, trained, tmp_path):
+    run = tiny(method, steps=2)
+    for step in train(run, three, tmp_path / run.name, checkpoint_steps=1):
+        if step.task == 1 and step.step == run.steps:
+            break  # after a step that no checkpoint has
+    found = [weights(step.learner) for step in train(run, three, tmp_path / run.name) if step.step == run.steps]
+    assert all(map(same, found, trained(method)[1:])) and len(found) == 2
+    assert all(isinstance(value, torch.Tensor) for value in step.learner.method.state.values())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -94,7 +117,7 @@ def mean_loss(learner, batch) -> torch.Tensor:
     return (guess - batch.noise).square().mean()
 
 
-@pytest.mark.parametrize("method", OTHERS)
+@pytest.mark.parametrize("method", STUDIED)
 def test_the_gradient_is_that_of_the_current_loss_plus_weight_times_the_methods_own(method, three):
     learner, start = prepared(method, three)
     named = dict(learner.net.named_parameters())
@@ -146,7 +169,7 @@ def test_another_seed_keeps_other_images(replaying, three):
 @pytest.mark.parametrize("method", ("replay", "generative"))
 def test_replayed_images_come_with_the_task_ids_that_they_are_remembered_under(method, three):
     learner = at_task(tiny(method, batch=64), three, 2)
-    batch = learner.method.replay(learner)
+    batch = replayed(learner)
     assert len(batch.task) == 64
     known = {task: set(pixels(learner.method.remember(learner, task))) for task in range(2)}
     assert not known[0] & known[1]
@@ -157,9 +180,9 @@ def test_replayed_images_come_with_the_task_ids_that_they_are_remembered_under(m
 
 def test_each_step_replays_other_images_at_other_timesteps(three):
     learner = at_task(tiny("replay", buffer=50), three, 1)
-    first = learner.method.replay(learner)
+    first = replayed(learner)
     learner.update()
-    second = learner.method.replay(learner)
+    second = replayed(learner)
     assert not torch.equal(first.x0, second.x0) and not torch.equal(first.t, second.t)
 
 
@@ -192,16 +215,17 @@ def test_the_pool_is_drawn_by_the_averaged_network_from_before_the_task(three):
 class Watching(Method):
     """Notes when the loop calls it, and what it finds then."""
 
-    def __init__(self, weight=None):
-        super().__init__(weight)
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
         self.calls = []
 
     def start_task(self, learner):
         self.calls.append(("start_task", learner.task, learner.step))
         self.before = weights(learner)
 
-    def replay(self, learner):
-        self.calls.append("replay")
+    def batch(self, learner, current):
+        self.calls.append("batch")
+        return current
 
     def penalty(self, learner):
         self.calls.append("penalty")
@@ -209,6 +233,11 @@ class Watching(Method):
     def adjust_gradients(self, learner):
         self.calls.append("adjust_gradients")
         self.gradient = max(p.grad.abs().max().item() for p in learner.net.parameters())
+        self.weights = copied(learner.net)
+
+    def after_step(self, learner):
+        self.calls.append("after_step")
+        assert not same(self.weights, copied(learner.net))
 
 
 def with_method(patch, method, **changes):
@@ -224,7 +253,7 @@ def test_the_loop_calls_a_method_at_the_promised_moments(monkeypatch, three):
             assert same(method.before, end)
         end = weights(step.learner)
         assert method.gradient > 0
-    one_step = ["replay", "penalty", "adjust_gradients"]
+    one_step = ["batch", "penalty", "adjust_gradients", "after_step"]
     assert method.calls == [*one_step * 2, ("start_task", 1, 0), *one_step * 2, ("start_task", 2, 0), *one_step * 2]
 
 
@@ -252,9 +281,9 @@ def test_adjusted_gradients_are_clipped(monkeypatch, three):
 
 def test_the_loss_is_the_penalty_plus_shares_of_squared_errors_against_the_targets(monkeypatch, three):
     class Teaching(Method):
-        def replay(self, learner):
+        def batch(self, learner, current):
             x, share = torch.zeros(3, 1, 8, 8), torch.tensor([0.1, 0.2, 0.4])
-            return Batch(x, torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7]), x, share, x + torch.tensor(2.0))
+            return current + Batch(x, torch.tensor([0, 1, 2]), torch.tensor([5, 6, 7]), x, share, x + torch.tensor(2.0))
 
         def penalty(self, learner):
             return torch.tensor(7.0)
@@ -263,3 +292,78 @@ def test_the_loss_is_the_penalty_plus_shares_of_squared_errors_against_the_targe
     current = learner.draw(three[0].train.images, 0, "current")
     # A new network predicts zero: what is left of each error is its target.
     assert learner.update().item() == pytest.approx(current.noise.square().mean().item() + 0.7 * 4 + 7, rel=1e-5)
+
+
+# Hooks for what replay and penalties cannot do
+
+
+class Moving(Method):
+    """Keeps state from the first step on, wraps the network, and counts its steps."""
+
+    label = "Moving"
+    shares_first_task = False
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net, self.scale = net, torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x, t, task):
+            return self.scale * self.net(x, t, task)
+
+    @dataclasses.dataclass(frozen=True)
+    class Options(Parameters):
+        factor: float = number(1.0, 0, 2, help="of what is counted")
+
+    def build(self, net):
+        return self.Scaled(net)
+
+    def batch(self, learner, current):  # as joint training does: another batch altogether
+        return learner.draw(learner.images[0], 0, "joint", size=5)
+
+    def adjust_gradients(self, learner):
+        self.other = learner.loss(learner.draw(learner.images[0], 0, "other", size=3)).item()
+
+    def after_step(self, learner):
+        self.state["steps"] = self.state.get("steps", torch.zeros(())) + self.options.factor
+
+
+def test_a_method_that_acts_in_the_first_task_has_one_of_its_own_and_continues_bit_for_bit(
+    monkeypatch, three, tmp_path
+):
+    run = with_method(monkeypatch, Moving, steps=2, options={"factor": 2})
+    assert run.first_task_name != tiny(steps=2).first_task_name
+    assert run.first_task_name != tiny("own", steps=2).first_task_name  # the options count there, too
+    whole = weights_after_tasks(run, three)
+    for step in train(run, three, tmp_path / run.name):
+        if step.total == 3:
+            break
+    *_, last = train(run, three, tmp_path / run.name)
+    assert same(weights(last.learner), whole[-1]) and "ema scale" in whole[-1]
+    assert last.learner.method.state["steps"] == 2 * 6 and last.learner.method.other > 0
+
+
+def test_state_in_the_shared_first_task_is_an_error(monkeypatch, three):
+    class Careless(Moving):
+        shares_first_task = True
+
+    with pytest.raises(TrainingError, match="own keeps state in the first task.*shares_first_task = False"):
+        next(train(with_method(monkeypatch, Careless), three))
+
+
+def test_options_are_checked_and_count_in_the_name_off_their_defaults(monkeypatch):
+    run = with_method(monkeypatch, Moving)
+    assert tiny("own", options={"factor": 1}).name == run.name and run.options == {}
+    other = tiny("own", options={"factor": 1.5})
+    assert (
+        other.name != run.name and other.label == "Moving, factor 1.5" and tiny("own", options=other.options) == other
+    )
+    with pytest.raises(ValueError, match="^factor=3.0: expected 0 .. 2$"):
+        tiny("own", options={"factor": 3})
+    with pytest.raises(TypeError, match="^factor='a': expected a float, not str$"):
+        tiny("own", options={"factor": "a"})
+    with pytest.raises(ValueError, match="^unknown option 'facter' of own; known: factor$"):
+        tiny("own", options={"facter": 1})
+    name = run.name
+    monkeypatch.setattr(Moving, "version", 2)
+    assert run.name != name

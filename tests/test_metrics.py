@@ -6,12 +6,17 @@ import pandas as pd
 import pytest
 import torch
 
-from cldiff import metrics
+from cldiff import metrics, stats
 from cldiff.diffusion import Diffusion
-from cldiff.runs import COLUMNS
+from cldiff.results import COLUMNS
 from cldiff.tasks import to_model
 
 NAN = math.nan
+
+
+def distances(drawn: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
+    precision, recall = metrics.precision_recall(drawn, real)
+    return {"kid": metrics.kid(drawn, real), "precision": precision, "recall": recall}
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -31,24 +36,24 @@ MATRIX = np.array([[1.0, NAN, NAN], [2.0, 10.0, NAN], [6.0, 13.0, 100.0]])
 
 
 def test_average_is_the_mean_of_the_last_row():
-    assert metrics.average(MATRIX) == pytest.approx(119 / 3)
+    assert stats.average(MATRIX) == pytest.approx(119 / 3)
 
 
 def test_forgetting_is_the_mean_rise_since_each_task_but_the_last():
-    assert metrics.forgetting(MATRIX) == pytest.approx((5 + 3) / 2)
+    assert stats.forgetting(MATRIX) == pytest.approx((5 + 3) / 2)
 
 
 def test_forgetting_is_negative_where_old_tasks_improve():
-    assert metrics.forgetting([[5.0, NAN], [2.0, 7.0]]) == -3
+    assert stats.forgetting([[5.0, NAN], [2.0, 7.0]]) == -3
 
 
 def test_a_missing_last_row_is_not_averaged_away():
-    assert math.isnan(metrics.average([[1.0, NAN], [NAN, 2.0]]))
-    assert math.isnan(metrics.forgetting([[1.0, NAN], [NAN, 2.0]]))
+    assert math.isnan(stats.average([[1.0, NAN], [NAN, 2.0]]))
+    assert math.isnan(stats.forgetting([[1.0, NAN], [NAN, 2.0]]))
 
 
 @pytest.mark.parametrize("matrix", [np.zeros((2, 3)), np.zeros(3), np.zeros((0, 0)), np.zeros((2, 2, 2)), 1.0])
-@pytest.mark.parametrize("metric", [metrics.average, metrics.forgetting])
+@pytest.mark.parametrize("metric", [stats.average, stats.forgetting])
 def test_matrices_that_are_not_square_are_refused(metric, matrix):
     with pytest.raises(ValueError, match="result matrix of shape"):
         metric(matrix)
@@ -56,7 +61,7 @@ def test_matrices_that_are_not_square_are_refused(metric, matrix):
 
 def test_forgetting_of_one_task_is_refused():
     with pytest.raises(ValueError, match="at least two tasks"):
-        metrics.forgetting([[1.0]])
+        stats.forgetting([[1.0]])
 
 
 # Fréchet distance
@@ -101,6 +106,7 @@ def test_fid_of_few_images_divides_variances_by_one_less_than_their_number():
 def test_fid_is_that_of_clean_fid_and_of_torch_fidelity(n, m, width):
     """Also where there are fewer images than features, so that covariances are singular."""
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+
     x, y = features(n, width), features(m, width, seed=1).relu()
     statistics = [fid_features_to_statistics(z.double()) for z in (x, y)]
     theirs = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
@@ -114,8 +120,7 @@ def test_fid_of_few_images_with_2048_features_each():
     """As wide as Inception's: the libraries need 8 seconds, or minutes where the covariance is singular."""
     x, y = features(60, 2048), features(50, 2048, seed=1)
     mean, spread = (x.mean(0) - y.mean(0)).square().sum(), x.var(0).sum() + y.var(0).sum()
-    root = torch.linalg.matrix_norm(
-        (x - x.mean(0)).double() @ (y - y.mean(0)).double().T, "nuc") / (59 * 49) ** 0.5
+    root = torch.linalg.matrix_norm((x - x.mean(0)).double() @ (y - y.mean(0)).double().T, "nuc") / (59 * 49) ** 0.5
     assert metrics.fid(x, y) == pytest.approx((mean + spread - 2 * root).item(), rel=1e-5)
 
 
@@ -195,7 +200,8 @@ def test_losses_by_timestep_draw_from_their_generator_alone():
 def test_bits_per_dim_of_each_image_by_name():
     white = lambda x, t: torch.full_like(x, -1e6)  # noqa: E731
     pictures = images(4)
-    found = metrics.bits_per_dim(Diffusion(50), white, pictures, 50, seeded(), ("bpd", "bpd_fixedsmall"))
+    predictor = metrics.Predictor(Diffusion(50), white, pictures, 50, seeded())
+    found = {name: metrics.METRICS[name].value(predictor) for name in ("bpd", "bpd_fixedsmall")}
     for name, variance in (("bpd", "fixedlarge"), ("bpd_fixedsmall", "fixedsmall")):
         total, _, _ = Diffusion(50, variance).bits_per_dim(white, to_model(pictures), generator=seeded(9))
         assert found[name].shape == (4,) and torch.allclose(found[name], total, rtol=1e-6)
@@ -209,7 +215,7 @@ def clouds(n: int, seed: int, shift: float = 0.0, spread: float = 1.0) -> torch.
 
 
 def test_kid_of_one_distribution_is_zero_on_average():
-    found = [metrics.distances(clouds(60, 2 * k), clouds(60, 2 * k + 1))["kid"] for k in range(60)]
+    found = [distances(clouds(60, 2 * k), clouds(60, 2 * k + 1))["kid"] for k in range(60)]
     error = np.std(found, ddof=1) / 60**0.5
     assert abs(np.mean(found)) < 3 * error and min(found) < 0 < max(found)
 
@@ -219,16 +225,16 @@ def test_kid_is_the_squared_distance_of_cubic_kernels():
     kernel = lambda a, b: (a @ b.T / 8 + 1) ** 3  # noqa: E731
     off = lambda k: (k.sum() - k.diagonal().sum()) / (12 * 11)  # noqa: E731
     expected = off(kernel(x, x)) + off(kernel(y, y)) - 2 * kernel(x, y).mean()
-    assert metrics.distances(x, y)["kid"] == pytest.approx(expected.item(), rel=1e-4)
+    assert distances(x, y)["kid"] == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_collapsed_model_is_precise_and_recalls_little_and_noise_the_reverse():
     real = clouds(300, 0)
-    collapsed = metrics.distances(clouds(200, 1, spread=0.05), real)
+    collapsed = distances(clouds(200, 1, spread=0.05), real)
     assert collapsed["precision"] > 0.95 and collapsed["recall"] < 0.05
-    noise = metrics.distances(clouds(200, 1, spread=6.0), real)
+    noise = distances(clouds(200, 1, spread=6.0), real)
     assert noise["precision"] < 0.05 and noise["recall"] > 0.9
-    good = metrics.distances(clouds(200, 1), real)
+    good = distances(clouds(200, 1), real)
     assert good["precision"] > 0.5 and good["recall"] > 0.5
 
 
@@ -252,59 +258,77 @@ def score(after, task, metric, value, split=None) -> dict:
 
 def scores(run: str = "a", label: str = "Finetuning", seed: int = 0, shift: float = 0) -> pd.DataFrame:
     """Two tasks, in no order, among rows that the tables leave alone."""
-    rows = [score(2, 2, "fid", 5 + shift, "train"), score(1, 1, "fid", 10 + shift, "train"),
-            score(2, 1, "fid", 30 + shift, "train"),
-            *(score(j, i, "fid", 1000, "test") for j, i in ((1, 1), (2, 1), (2, 2))),
-            score(2, 1, "bpd", 4 + shift, "test"), score(1, 1, "bpd", 3 + shift, "test"),
-            score(2, 2, "bpd", 2 + shift, "test"),
-            score(1, 1, "accuracy", 0.9), score(2, 1, "accuracy", 0.4), score(2, 2, "accuracy", 1.0),
-            score(2, 1, "taken_for_current", 0.6), score(None, 1, "fid_floor", 1, "train")]
+    rows = [
+        score(2, 2, "fid", 5 + shift, "train"),
+        score(1, 1, "fid", 10 + shift, "train"),
+        score(2, 1, "fid", 30 + shift, "train"),
+        *(score(j, i, "fid", 1000, "test") for j, i in ((1, 1), (2, 1), (2, 2))),
+        score(2, 1, "bpd", 4 + shift, "test"),
+        score(1, 1, "bpd", 3 + shift, "test"),
+        score(2, 2, "bpd", 2 + shift, "test"),
+        score(1, 1, "accuracy", 0.9),
+        score(2, 1, "accuracy", 0.4),
+        score(2, 2, "accuracy", 1.0),
+        score(2, 1, "taken_for_current", 0.6),
+        score(None, 1, "fid_floor", 1, "train"),
+    ]
     return pd.DataFrame(rows).convert_dtypes().assign(run=run, label=label, seed=seed)
 
 
-@pytest.mark.parametrize("metric, split, expected", [
-    ("fid", "train", [[10, NAN], [30, 5]]),
-    ("fid", "test", [[1000, NAN], [1000, 1000]]),
-    ("bpd", "test", [[3, NAN], [4, 2]]),
-    ("accuracy", None, [[0.9, NAN], [0.4, 1.0]]),
-])
+@pytest.mark.parametrize(
+    "metric, split, expected",
+    [
+        ("fid", "train", [[10, NAN], [30, 5]]),
+        ("fid", "test", [[1000, NAN], [1000, 1000]]),
+        ("bpd", "test", [[3, NAN], [4, 2]]),
+        ("accuracy", None, [[0.9, NAN], [0.4, 1.0]]),
+    ],
+)
 def test_result_matrix_has_a_row_after_each_task_and_a_column_by_task(metric, split, expected):
-    np.testing.assert_array_equal(metrics.result_matrix(scores(), metric, split), expected)
+    np.testing.assert_array_equal(stats.result_matrix(scores(), metric, split), expected)
 
 
-@pytest.mark.parametrize("table, metric, split", [
-    (scores(), "fid", None), (scores(), "kid", "train"), (pd.concat([scores(), scores("b")]), "fid", "train"),
-])
+@pytest.mark.parametrize(
+    "table, metric, split",
+    [
+        (scores(), "fid", None),
+        (scores(), "kid", "train"),
+        (pd.concat([scores(), scores("b")]), "fid", "train"),
+    ],
+)
 def test_result_matrix_of_no_run_or_of_two_is_refused(table, metric, split):
     with pytest.raises(ValueError, match=f"no {metric}"):
-        metrics.result_matrix(table, metric, split)
+        stats.result_matrix(table, metric, split)
 
 
 def test_summary_has_average_and_forgetting_of_each_metric():
-    table = metrics.summarise(scores()).set_index("metric")
+    table = stats.summarise(scores()).set_index("metric")
     assert list(table.columns) == ["run", "label", "seed", "average", "forgetting"]
     assert table.average.to_dict() == pytest.approx({"fid": 17.5, "bpd": 3.0, "accuracy": 0.7})
     assert table.forgetting.to_dict() == pytest.approx({"fid": 20, "bpd": 1, "accuracy": 0.5})
 
 
 def test_summary_keeps_runs_and_seeds_apart():
-    table = metrics.summarise(pd.concat([scores("b"), scores("a", seed=2, shift=1), scores("c", "L2", 1, shift=2)]))
+    table = stats.summarise(pd.concat([scores("b"), scores("a", seed=2, shift=1), scores("c", "L2", 1, shift=2)]))
     fid = table[table.metric == "fid"]
     assert list(zip(fid.run, fid.label, fid.seed, fid.average)) == [
-        ("b", "Finetuning", 0, 17.5), ("a", "Finetuning", 2, 18.5), ("c", "L2", 1, 19.5)]
+        ("b", "Finetuning", 0, 17.5),
+        ("a", "Finetuning", 2, 18.5),
+        ("c", "L2", 1, 19.5),
+    ]
     assert len(table) == 9
 
 
 def test_two_runs_are_not_one_row():
     with pytest.raises(ValueError, match="a and b would be one row"):
-        metrics.summarise(pd.concat([scores("a"), scores("b")]))
+        stats.summarise(pd.concat([scores("a"), scores("b")]))
 
 
 def test_scores_in_other_features_are_left_alone():
     other = scores(shift=100).assign(extractor="inception")
     both = pd.concat([scores(), other[other.metric == "fid"]])
-    np.testing.assert_array_equal(metrics.result_matrix(both, "fid", "train"), [[10, NAN], [30, 5]])
-    np.testing.assert_array_equal(metrics.result_matrix(both, "fid", "train", "inception"), [[110, NAN], [130, 105]])
+    np.testing.assert_array_equal(stats.result_matrix(both, "fid", "train"), [[10, NAN], [30, 5]])
+    np.testing.assert_array_equal(stats.result_matrix(both, "fid", "train", "inception"), [[110, NAN], [130, 105]])
 
 
 # Differences
@@ -320,9 +344,9 @@ def bootstrap_of(table: pd.DataFrame, noise=(0.0, 0.0)) -> pd.DataFrame:
 
 def test_a_replicate_is_summarised_as_the_scores_are():
     table = pd.concat([scores("a"), scores("c", "L2", 1, shift=2)])
-    replicates = metrics.summarise_replicates(bootstrap_of(table, (0.0, 7.0)))
+    replicates = stats.summarise_replicates(bootstrap_of(table, (0.0, 7.0)))
     keys = ["run", "label", "seed", "metric"]
-    plain = metrics.summarise(table).sort_values(keys).reset_index(drop=True)
+    plain = stats.summarise(table).sort_values(keys).reset_index(drop=True)
     same = replicates[replicates.replicate == 0].sort_values(keys).reset_index(drop=True)
     pd.testing.assert_frame_equal(same[plain.columns], plain, check_dtype=False)
     moved = replicates[(replicates.replicate == 1) & (replicates.metric == "fid")]
@@ -332,9 +356,9 @@ def test_a_replicate_is_summarised_as_the_scores_are():
 def test_a_difference_of_seeds_is_paired():
     """The seeds differ far more than the methods; each seed has the same difference."""
     one = np.array([[10.0], [50.0], [90.0]])
-    d = metrics.paired_difference(one, one + 2)
+    d = stats.paired_difference(one, one + 2)
     assert (d.mean, d.low, d.high) == pytest.approx((-2, -2, -2)) and d.beyond_noise
-    unpaired = metrics.paired_difference(one, one[[1, 2, 0]] + 2)
+    unpaired = stats.paired_difference(one, one[[1, 2, 0]] + 2)
     assert not unpaired.beyond_noise
 
 
@@ -342,9 +366,9 @@ def test_image_noise_widens_the_interval_and_pairs_up():
     random = np.random.default_rng(1)
     noise = random.normal(size=(1, 2000))
     one, other = np.hstack([[[5.0]], 5 + noise]), np.hstack([[[4.0]], 4 + noise])
-    assert metrics.paired_difference(one, other).low == pytest.approx(1)  # the same images: their noise cancels
+    assert stats.paired_difference(one, other).low == pytest.approx(1)  # the same images: their noise cancels
     other = np.hstack([[[4.0]], 4 + random.normal(size=(1, 2000))])
-    d = metrics.paired_difference(one, other)
+    d = stats.paired_difference(one, other)
     assert (d.mean, d.low, d.high) == pytest.approx((1, 1 - 1.96 * 2**0.5, 1 + 1.96 * 2**0.5), abs=0.15)
     assert not d.beyond_noise
 
@@ -354,21 +378,22 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
     random = np.random.default_rng(0)
     hits = 0
     for _ in range(200):
-        d = metrics.paired_difference(random.normal(1, 1, (20, 1)), np.zeros((20, 1)), draws=500)
+        d = stats.paired_difference(random.normal(1, 1, (20, 1)), np.zeros((20, 1)), draws=500)
         hits += d.low < 1 < d.high
     assert 0.88 < hits / 200 < 0.98
 
 
 def test_the_bias_of_replicates_does_not_move_the_interval():
     biased = np.hstack([[[5.0]], 9 + np.array([[-1.0, 1.0]])])
-    d = metrics.paired_difference(biased, np.zeros((1, 3)))
+    d = stats.paired_difference(biased, np.zeros((1, 3)))
     assert (d.mean, d.low, d.high) == (5, 4, 6)
 
 
 def test_other_seeds_are_refused_and_compare_takes_those_of_both():
     with pytest.raises(ValueError, match="same seeds"):
-        metrics.paired_difference(np.zeros((2, 1)), np.zeros((3, 1)))
+        stats.paired_difference(np.zeros((2, 1)), np.zeros((3, 1)))
     table = pd.concat([scores("a"), scores("b", seed=1, shift=4), scores("c", "L2", 1, shift=1)])
-    d = metrics.compare(metrics.summarise(table), metrics.summarise_replicates(bootstrap_of(table)), "Finetuning", "L2",
-                        "fid", "average")
+    d = stats.compare(
+        stats.summarise(table), stats.summarise_replicates(bootstrap_of(table)), "Finetuning", "L2", "fid", "average"
+    )
     assert d == (3, 3, 3)  # of seed 1 alone

@@ -15,9 +15,12 @@ import pytest
 from papermill import inspect_notebook
 from test_tutorials import TUTORIALS
 
-from cldiff.execute import execute
-from cldiff.grid import jobs, runs
-from cldiff.runs import FILES, WEIGHTS
+from cldiff.plan import jobs
+from cldiff.report.execute import execute
+from cldiff.results import FILES, WEIGHTS
+from cldiff.study import runs
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -25,8 +28,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess:
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
-    return subprocess.run(["make", *words, f"VENV={sys.prefix}"], cwd=folder, capture_output=True, text=True,
-                          env=environment)
+    return subprocess.run(
+        ["make", *words, f"VENV={sys.prefix}"], cwd=folder, capture_output=True, text=True, env=environment
+    )
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +46,12 @@ def paper(tmp_path_factory):
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {str(p.relative_to(folder)): p.stat().st_mtime_ns
-            for part in ("results", "figures") for p in sorted((folder / part).rglob("*")) if p.name in ("result.json",)
-            or p.suffix in (".ipynb", ".html")}
+    return {
+        str(p.relative_to(folder)): p.stat().st_mtime_ns
+        for part in ("results", "figures")
+        for p in sorted((folder / part).rglob("*"))
+        if p.name in ("result.json",) or p.suffix in (".ipynb", ".html")
+    }
 
 
 def test_paper_leaves_every_run_table_and_figure(paper):
@@ -55,17 +62,27 @@ def test_paper_leaves_every_run_table_and_figure(paper):
         assert {p.name for p in folder.iterdir()} == {*FILES, WEIGHTS, "run.ipynb"}
     figures = {p.name for p in (paper / "figures" / "smoke").iterdir()}
     for name in ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "figure_samples"):
-        assert {f"{name}.pdf", f"{name}.png", f"{name}.ipynb"} <= figures
-    assert {"figure_strip.gif", "figure_strip.ipynb"} <= figures
-    for name, rows in (("table_1", 5 + 1), ("table_1_differences", 10), ("table_protocols", 5 + 1),
-                       ("table_protocols_bpd", 5), ("findings", 7)):
-        text = (paper / "figures/smoke" / f"{name}.md").read_text()
-        assert f"{name}.tex" in figures and len(text.splitlines()) == 2 + rows + 2 and "n = 1 seed" in text
+        assert {f"{name}-digits.pdf", f"{name}-digits.png", f"{name}-digits.ipynb"} <= figures
+    assert {"figure_strip-digits.gif", "figure_strip-digits.ipynb"} <= figures
+    for name, rows in (
+        ("table", 5 + 1),
+        ("table_differences", 10),
+        ("table_protocols", 5 + 1),
+        ("table_protocols_bpd", 5),
+        ("findings", 7),
+    ):
+        text = (paper / "figures/smoke" / f"{name}-digits.md").read_text()
+        assert f"{name}-digits.tex" in figures and len(text.splitlines()) == 2 + rows + 2 and "n = 1 seed" in text
     page = (paper / "figures/smoke/paper.html").read_text()
-    pictures = {path.name for path in (paper / "figures/smoke").glob("figure_*.png")
-                if base64.b64encode(path.read_bytes()).decode() in page}
+    pictures = {
+        path.name
+        for path in (paper / "figures/smoke").glob("figure_*.png")
+        if base64.b64encode(path.read_bytes()).decode() in page
+    }
     assert pictures == {name for name in figures if name.endswith(".png")} and page.count("<img ") == len(pictures) == 5
-    assert page.count('<div class="table"') == 5 + 2 and page.count("n = 1 seed") >= 5  # and the parameters, and the cost
+    assert (
+        page.count('<div class="table"') == 5 + 2 and page.count("n = 1 seed") >= 5
+    )  # and the parameters, and the cost
     assert len(page) < 3_000_000
 
 
@@ -118,35 +135,35 @@ def test_notebook_source_is_clean(path):
 
 
 def test_every_notebook_is_executed_by_a_test():
-    executed = {Path(job["notebook"]).stem for profile in ("smoke", "paper", "digits-sweep") for job in jobs(profile).values()}
+    executed = {
+        Path(job["notebook"]).stem
+        for profile in ("smoke", "paper", "digits-sweep")
+        for job in jobs(profile).values()
+        if job["kind"] != "first_task"
+    }
     assert {path.stem for path in NOTEBOOKS} == executed | {*TUTORIALS, "bench"}  # bench: by test_bench.py
 
 
 def test_opened_by_hand_tables_figures_and_paper_show_the_published_results():
     for job in jobs("small").values():
-        if job["notebook"] != "notebooks/run.ipynb" and "name" not in job["parameters"]:  # a name: the second data set's
+        if job["kind"] in ("figure", "paper") and job["parameters"].get("dataset") != "fashion_mnist":
             known = inspect_notebook(str(ROOT / job["notebook"]))
             assert {name: ast.literal_eval(known[name]["default"]) for name in job["parameters"]} == job["parameters"]
-
-
-def test_table_2_is_drawn(paper, tmp_path):
-    execute(ROOT / "notebooks" / "table_2.ipynb", tmp_path / "table_2.ipynb",
-            {"dataset": "digits", "results": str(paper / "results/smoke"), "figures": str(tmp_path)})
-    assert (tmp_path / "table_2.md").read_text() == (paper / "figures/smoke/table_1.md").read_text()
 
 
 def test_the_paper_shows_every_data_set_of_a_profile(tmp_path):
     """The published small runs; smoke's paper has one data set."""
     out = tmp_path / "paper.ipynb"
     execute(ROOT / "notebooks" / "paper.ipynb", out, jobs("small")["figures/small/paper.ipynb"]["parameters"])
-    shown = "\n".join(part["data"].get("text/markdown", "") for cell in nbformat.read(out, 4).cells
-                      for part in cell.get("outputs", []) if "data" in part)
-    for table in ("table_1", "table_2"):
-        for part in ("", "_differences"):
-            assert (ROOT / "figures/small" / f"{table}{part}.md").read_text().strip() in shown
-    for name in ("findings", "table_protocols"):
-        for dataset in ("", "-fashion_mnist"):
-            assert (ROOT / "figures/small" / f"{name}{dataset}.md").read_text().strip() in shown
+    shown = "\n".join(
+        part["data"].get("text/markdown", "")
+        for cell in nbformat.read(out, 4).cells
+        for part in cell.get("outputs", [])
+        if "data" in part
+    )
+    for name in ("table", "table_differences", "findings", "table_protocols"):
+        for dataset in ("mnist", "fashion_mnist"):
+            assert (ROOT / "figures/small" / f"{name}-{dataset}.md").read_text().strip() in shown
     for caption in ("Table 12.", "Figure 5 (MNIST).", "Figure 5 (Fashion-MNIST)."):
         assert f"**{caption}**" in shown
 
@@ -156,9 +173,12 @@ def test_findings_compare_the_same_seeds(tmp_path):
     for folder in (ROOT / "results/small").glob("mnist-*"):
         if not folder.name.startswith("mnist-finetune-") or "-s0-" in folder.name:
             shutil.copytree(folder, tmp_path / "results" / folder.name)
-    execute(ROOT / "notebooks" / "findings.ipynb", tmp_path / "findings.ipynb",
-            {"dataset": "mnist", "results": str(tmp_path / "results"), "figures": str(tmp_path)})
-    text = (tmp_path / "findings.md").read_text()
+    execute(
+        ROOT / "notebooks" / "findings.ipynb",
+        tmp_path / "findings.ipynb",
+        {"dataset": "mnist", "results": str(tmp_path / "results"), "figures": str(tmp_path)},
+    )
+    text = (tmp_path / "findings-mnist.md").read_text()
     assert "n = 1 seed;" in text and " ± " not in text
 
 
@@ -169,16 +189,22 @@ def committed(path):
     return shown.stdout
 
 
-@pytest.mark.parametrize("profile, table", [("digits", "table_1"), ("digits-long", "table_1"), ("small", "table_1"),
-                                            ("small", "table_2")])
+@pytest.mark.parametrize(
+    "profile, table", [("digits-long", "table-digits"), ("small", "table-mnist"), ("small", "table-fashion_mnist")]
+)
 def test_readme_shows_the_committed_tables(profile, table):
     assert committed(f"figures/{profile}/{table}.md").strip() in committed("README.md")
 
 
 def test_readme_tells_the_verdicts_of_the_committed_findings():
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in committed("README.md").splitlines()
-            if line.startswith("|")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in committed("README.md").splitlines()
+        if line.startswith("|")
+    ]
     head = next(k for k, row in enumerate(rows) if row[1:2] == ["finding of the study"])
     for column, title in enumerate(rows[head][2:], start=2):
         findings = committed(re.search(r"\((.*)\)", title)[1]).splitlines()[2:9]
-        assert [line.strip("| ").split(" | ")[-1] for line in findings] == [row[column] for row in rows[head + 2 : head + 9]]
+        assert [line.strip("| ").split(" | ")[-1] for line in findings] == [
+            row[column] for row in rows[head + 2 : head + 9]
+        ]

@@ -3,6 +3,7 @@
 import base64
 import html
 import re
+import shutil
 import subprocess
 import sys
 
@@ -10,34 +11,52 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cldiff.page import PageError, page
+from cldiff.report.page import PageError, page
 
-PIXEL = base64.b64encode(bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
-    "0000000a49444154789c63680000008200815a20f3ae0000000049454e44ae426082"
-)).decode()
+PIXEL = base64.b64encode(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+        "0000000a49444154789c63680000008200815a20f3ae0000000049454e44ae426082"
+    )
+).decode()
 EVIL = "<script>alert(1)</script><img src=https://a.example/b.png onerror=alert(2)><iframe src=//a.example></iframe>"
 
 
 def output(kind, data, result=False, **metadata):
-    return new_output("execute_result" if result else "display_data", data={kind: data, "text/plain": "plain"},
-                      metadata={kind: metadata})
+    return new_output(
+        "execute_result" if result else "display_data",
+        data={kind: data, "text/plain": "plain"},
+        metadata={kind: metadata},
+    )
 
 
 @pytest.fixture
 def notebook(tmp_path):
-    cells = [new_markdown_cell(f"# A & B\n\nFirst *words*.\n\n## One part\n\n{EVIL}\n\n[here](javascript:alert(3))\n\n"
-                               "<b onclick=x>b</b>\n\n![far](http://a.example/c.png)"),
-             new_code_cell("folded = 1"),
-             new_code_cell("draw()  # <script>", outputs=[
-                 output("image/png", PIXEL, alt="A curve & its 'rise' > 0"),
-                 output("text/markdown", "**Figure 1.** What to see"),
-                 output("text/markdown", "**Table 1.** Numbers\n\n| method | FID |\n| - | - |\n| L2 | 1.0 ± 0.2 |\n\nnote"),
-                 output("text/markdown", f"shown as result {EVIL}", result=True), output("text/html", EVIL),
-                 output("image/svg+xml", f"<svg>{EVIL}</svg>"), output("application/javascript", "alert(4)"),
-                 output("image/png", PIXEL), output("image/png", f"\"><script>alert(5)</script>{PIXEL}"),
-                 new_output("stream", name="stdout", text=f"printed {EVIL}"),
-                 new_output("error", ename="Error", evalue=EVIL, traceback=[EVIL])])]
+    cells = [
+        new_markdown_cell(
+            f"# A & B\n\nFirst *words*.\n\n## One part\n\n{EVIL}\n\n[here](javascript:alert(3))\n\n"
+            "<b onclick=x>b</b>\n\n![far](http://a.example/c.png)"
+        ),
+        new_code_cell("folded = 1"),
+        new_code_cell(
+            "draw()  # <script>",
+            outputs=[
+                output("image/png", PIXEL, alt="A curve & its 'rise' > 0"),
+                output("text/markdown", "**Figure 1.** What to see"),
+                output(
+                    "text/markdown", "**Table 1.** Numbers\n\n| method | FID |\n| - | - |\n| L2 | 1.0 ± 0.2 |\n\nnote"
+                ),
+                output("text/markdown", f"shown as result {EVIL}", result=True),
+                output("text/html", EVIL),
+                output("image/svg+xml", f"<svg>{EVIL}</svg>"),
+                output("application/javascript", "alert(4)"),
+                output("image/png", PIXEL),
+                output("image/png", f'"><script>alert(5)</script>{PIXEL}'),
+                new_output("stream", name="stdout", text=f"printed {EVIL}"),
+                new_output("error", ename="Error", evalue=EVIL, traceback=[EVIL]),
+            ],
+        ),
+    ]
     path = tmp_path / "book.ipynb"
     nbformat.write(new_notebook(cells=cells), path)
     return path
@@ -65,21 +84,36 @@ def test_page_has_title_folded_code_figure_with_caption_and_table(notebook):
     images = re.findall("<img [^>]*>", text)
     assert len(images) == 3 and all(" src=" in image and re.search(r"""alt=["'].""", image) for image in images)
     assert html.unescape(re.search('alt="(.*?)"', images[0])[1]) == "A curve & its 'rise' > 0"
-    assert re.search(r"<figure><img [^>]*><figcaption><strong>Figure 1.</strong> What to see</figcaption></figure>", text)
+    assert re.search(
+        r"<figure><img [^>]*><figcaption><strong>Figure 1.</strong> What to see</figcaption></figure>", text
+    )
     assert '<p class="caption"><strong>Table 1.</strong> Numbers</p><div class="table" tabindex="0"><table>' in text
     assert '<td class="short">1.0 ± 0.2</td>' in text and "shown as result" in text and "printed" in text
 
 
+@pytest.mark.slow
 def test_same_notebook_same_page(notebook, tmp_path):
     for name in ("one", "two"):
-        done = subprocess.run([sys.executable, "-m", "cldiff.page", str(notebook), str(tmp_path / name / "page.html")],
-                              capture_output=True, text=True, env={"PATH": ""})  # without chromium
+        target = tmp_path / name / "page.html"
+        target.parent.mkdir()
+        shutil.copy(notebook, target.with_suffix(".ipynb"))
+        done = subprocess.run(
+            [sys.executable, "-m", "cldiff", "make", "any", str(target)],
+            capture_output=True,
+            text=True,
+            env={"PATH": ""},
+        )  # without chromium
+        target.with_suffix(".ipynb").unlink()
         assert done.returncode == 0, done.stderr
         assert [path.name for path in (tmp_path / name).iterdir()] == ["page.html"]
-    assert (tmp_path / "one/page.html").read_bytes() == (tmp_path / "two/page.html").read_bytes() == page(notebook).encode()
+    assert (
+        (tmp_path / "one/page.html").read_bytes()
+        == (tmp_path / "two/page.html").read_bytes()
+        == page(notebook).encode()
+    )
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "{\"cells\": 3}", "\0"])
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"cells": 3}', "\0"])
 def test_no_notebook_is_one_line(tmp_path, content):
     path = tmp_path / "book.ipynb"
     if content is not None:
@@ -89,8 +123,9 @@ def test_no_notebook_is_one_line(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_wrong_words_and_missing_notebook_leave_no_page(tmp_path):
-    for words in ([], [str(tmp_path / "none.ipynb"), str(tmp_path / "page.html")]):
-        done = subprocess.run([sys.executable, "-m", "cldiff.page", *words], capture_output=True, text=True)
+    for words in (["any"], ["any", str(tmp_path / "page.html")]):
+        done = subprocess.run([sys.executable, "-m", "cldiff", "make", *words], capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())

@@ -26,11 +26,17 @@ def code(path: Path) -> list[str]:
         return re.findall(r"```python\n(.*?)```", path.read_text(), re.S)
     cells = nbformat.read(path, as_version=4).cells
     return [cell.source for cell in cells if cell.cell_type == "code"] + re.findall(
-        r"^ *```python\n(.*?)```", prose(path), re.S | re.M)
+        r"^ *```python\n(.*?)```", prose(path), re.S | re.M
+    )
 
 
 def test_spelling():
-    files = [*PAGES, ROOT / "Makefile", *sorted((ROOT / "cldiff").rglob("*.py")), *sorted((ROOT / "tests").glob("*.py"))]
+    files = [
+        *PAGES,
+        ROOT / "Makefile",
+        *sorted((ROOT / "cldiff").rglob("*.py")),
+        *sorted((ROOT / "tests").glob("*.py")),
+    ]
     done = subprocess.run([sys.executable, "-m", "codespell_lib", *map(str, files)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 

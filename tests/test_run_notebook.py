@@ -1,66 +1,86 @@
 """run.ipynb on real images of 28 pixels, and with Inception features."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import make_job
 
-from cldiff.execute import execute
-from cldiff.grid import jobs, runs
-from cldiff.tasks import SHA256
+from cldiff.plan import jobs
+from cldiff.report.execute import execute
+from cldiff.study import runs
+from cldiff.tasks import DATASETS
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("dataset, source, methods", [("mnist", "MNIST", {"finetune", "l2", "replay", "generative"}),
-                                                      ("fashion_mnist", "FashionMNIST", {"finetune", "generative"})])
+@pytest.mark.parametrize(
+    "dataset, source, methods",
+    [
+        ("mnist", "MNIST", {"finetune", "l2", "replay", "generative"}),
+        ("fashion_mnist", "FashionMNIST", {"finetune", "generative"}),
+    ],
+)
 def test_every_method_runs_on_real_images_of_28_pixels(tmp_path, dataset, source, methods):
     """Fashion-MNIST differs from MNIST in nothing but its files: two methods are enough there."""
     raw = ROOT / "data" / source / "raw"
-    if not all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in SHA256[dataset]):
+    if not all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in DATASETS[dataset].sha256):
         pytest.skip(f"{raw} does not hold the data set")
     shutil.copytree(raw, tmp_path / "data" / source / "raw")
     small = {"steps": 2, "curve_every": 1, "bound_images": 2, "bound_terms": 2, "curve_images": 2, "samples": 16}
     pending = {}
     for target, job in jobs("smoke").items():
-        if job["parameters"].get("method") in methods:
+        if job["kind"] == "run" and job["parameters"]["method"] in methods:
             pending[target] = {
-                "notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / target).replace("json", "ipynb"),
-                "parameters": {**job["parameters"], **small, "dataset": dataset, "attention": 14,
-                               "results": str(tmp_path / "results"), "data": str(tmp_path / "data")}}
-    (tmp_path / "jobs.json").write_text(json.dumps(pending))
-    start = lambda target: subprocess.run(  # noqa: E731
-        [sys.executable, "-m", "cldiff.execute", str(tmp_path / "jobs.json"), target], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"})
+                "notebook": str(ROOT / "notebooks" / "run.ipynb"),
+                "output": str(tmp_path / target).replace("json", "ipynb"),
+                "parameters": {
+                    **job["parameters"],
+                    **small,
+                    "dataset": dataset,
+                    "attention": 14,
+                    "results": str(tmp_path / "results"),
+                    "data": str(tmp_path / "data"),
+                },
+            }
     with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(start, pending):
+        for done in pool.map(lambda item: make_job(tmp_path / str(item[0]), item[1]), enumerate(pending.values())):
             assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "results").glob(f"{dataset}-*/result.json"))) == len(pending) == sum(run.method in methods for run in runs("smoke"))
+    assert (
+        len(list((tmp_path / "results").glob(f"{dataset}-*/result.json")))
+        == len(pending)
+        == sum(run.method in methods for run in runs("smoke"))
+    )
 
 
 def test_a_run_with_inception_shows_both_extractors_and_without_its_weights_one_line(stand_in, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "https_proxy": "http://127.0.0.1:9"}  # no way to a download
-    run = next(job for job in jobs("smoke").values() if job["parameters"].get("method") == "finetune")
+    run = next(
+        job for job in jobs("smoke").values() if job["kind"] == "run" and job["parameters"]["method"] == "finetune"
+    )
     with_and_without = {"with": stand_in, "without": tmp_path / "empty"}
-    pending = {name: {"notebook": str(ROOT / "notebooks" / "run.ipynb"), "output": str(tmp_path / f"{name}.ipynb"),
-                      "parameters": {**run["parameters"], "inception": True, "results": str(tmp_path / name), "data": str(data)}}
-               for name, data in with_and_without.items()}
-    (tmp_path / "jobs.json").write_text(json.dumps(pending))
+    pending = {
+        name: {
+            "notebook": str(ROOT / "notebooks" / "run.ipynb"),
+            "output": str(tmp_path / f"{name}.ipynb"),
+            "parameters": {**run["parameters"], "inception": True, "results": str(tmp_path / name), "data": str(data)},
+        }
+        for name, data in with_and_without.items()
+    }
     columns = {}
     for name in pending:
-        done = subprocess.run([sys.executable, "-m", "cldiff.execute", str(tmp_path / "jobs.json"), name],
-                              capture_output=True, text=True, env=environment)
+        done = make_job(tmp_path, pending[name], https_proxy="http://127.0.0.1:9")  # no way to a download
         assert done.returncode == 0, done.stderr
         lines = [line for line in done.stderr.splitlines() if "Inception features" in line]
         assert len(lines) == (name == "without")
-        execute(ROOT / "notebooks" / "table_protocols.ipynb", tmp_path / f"table-{name}.ipynb",
-                {"dataset": "digits", "results": str(tmp_path / name), "figures": str(tmp_path / name)})
-        columns[name] = (tmp_path / name / "table_protocols.md").read_text().splitlines()[0]
+        execute(
+            ROOT / "notebooks" / "table_protocols.ipynb",
+            tmp_path / f"table-{name}.ipynb",
+            {"dataset": "digits", "results": str(tmp_path / name), "figures": str(tmp_path / name)},
+        )
+        columns[name] = (tmp_path / name / "table_protocols-digits.md").read_text().splitlines()[0]
     assert "put NVIDIA's inception-2015-12-05.pt there" in lines[0] and str(tmp_path / "empty") in lines[0]
     assert "Inception FID" in columns["with"] and "Inception" not in columns["without"]
     assert all("KID" in row and "recall" in row for row in columns.values())

@@ -12,8 +12,9 @@ import torch
 from cldiff import Diffusion, UNet, load_scores, load_tasks
 from cldiff.diffusion import VARIANCES, log_likelihood
 from cldiff.features import load_lenet
-from cldiff.metrics import frechet_distance, summarise
-from cldiff.runs import load_results
+from cldiff.metrics import frechet_distance
+from cldiff.results import load_results
+from cldiff.stats import summarise
 
 ROWS = list(csv.DictReader(open(Path(__file__).parent / "targets.csv")))
 D = Diffusion()
@@ -71,7 +72,9 @@ FOUND = {
 def check(row: dict, found: float) -> None:
     value, tolerance = float(row["value"]), float(row["tolerance"])
     good = {"equal": abs(found - value) <= tolerance, "at least": found >= value, "at most": found <= value}
-    assert good[row["relation"]], f"{row['name']} is {found}, expected {row['relation']} {value} (± {tolerance}): {row['source']}"
+    assert good[row["relation"]], (
+        f"{row['name']} is {found}, expected {row['relation']} {value} (± {tolerance}): {row['source']}"
+    )
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["check"] == "test"], ids=lambda row: row["name"])

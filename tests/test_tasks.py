@@ -66,8 +66,9 @@ def test_digits_share_no_image_between_splits_or_tasks(digits):
 
 def test_labels_of_digits_stay_with_their_images(digits):
     bunch = pytest.importorskip("sklearn.datasets").load_digits()
-    known = {(image * 255 / 16).round().astype("uint8").tobytes(): label
-             for image, label in zip(bunch.images, bunch.target)}
+    known = {
+        (image * 255 / 16).round().astype("uint8").tobytes(): label for image, label in zip(bunch.images, bunch.target)
+    }
     for task in digits:
         for split in (task.train, task.validation, task.test):
             assert [known[image.numpy().tobytes()] for image in split.images] == split.labels.tolist()
@@ -105,7 +106,7 @@ def test_splits_of_digits_are_those_of_the_published_results(digits):
 
 
 def test_changed_digits_are_refused(monkeypatch):
-    monkeypatch.setitem(tasks.SHA256["digits"], "images and labels", "0" * 64)
+    monkeypatch.setitem(tasks.DATASETS["digits"].sha256, "images and labels", "0" * 64)
     with pytest.raises(DataError, match="digits have changed"):
         load_tasks("digits")
 
@@ -118,13 +119,13 @@ def test_unknown_data_set_names_the_known_ones():
 def test_hash_of_a_data_set_depends_on_each_of_its_files(monkeypatch):
     before = tasks.data_sha256("mnist")
     assert before != tasks.data_sha256("fashion_mnist")
-    monkeypatch.setitem(tasks.SHA256["mnist"], "t10k-labels-idx1-ubyte", "0" * 64)
+    monkeypatch.setitem(tasks.DATASETS["mnist"].sha256, "t10k-labels-idx1-ubyte", "0" * 64)
     assert tasks.data_sha256("mnist") != before
 
 
 # Files of MNIST, with small ones in their place
 
-MNIST_FILES = list(tasks.SHA256["mnist"])
+MNIST_FILES = list(tasks.DATASETS["mnist"].sha256)
 
 
 @pytest.fixture
@@ -147,7 +148,9 @@ def raw(tmp_path, monkeypatch, offline) -> Path:
         (folder / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, len(pairs), 4, 4) + images)
         (folder / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, len(pairs)) + labels)
     for name in MNIST_FILES:
-        monkeypatch.setitem(tasks.SHA256["mnist"], name, hashlib.sha256((folder / name).read_bytes()).hexdigest())
+        monkeypatch.setitem(
+            tasks.DATASETS["mnist"].sha256, name, hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        )
     return folder
 
 
@@ -168,8 +171,9 @@ def test_unpacked_files_are_read_without_network(raw):
 @pytest.mark.parametrize("damage", ["changed", "cut", "empty"])
 def test_damaged_file_is_named(raw, name, damage):
     content = (raw / name).read_bytes()
-    (raw / name).write_bytes({"changed": content[:-1] + bytes([content[-1] ^ 1]), "cut": content[: len(content) // 2],
-                              "empty": b""}[damage])
+    (raw / name).write_bytes(
+        {"changed": content[:-1] + bytes([content[-1] ^ 1]), "cut": content[: len(content) // 2], "empty": b""}[damage]
+    )
     with pytest.raises(DataError, match=re.escape(f"{raw / name} is damaged")):
         load_tasks("mnist", raw.parents[1])
 
@@ -205,7 +209,7 @@ def test_folder_that_cannot_be_made_is_named(tmp_path):
 
 def needs(dataset: str) -> Path:
     raw = DATA / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[dataset] / "raw"
-    if not all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in tasks.SHA256[dataset]):
+    if not all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in tasks.DATASETS[dataset].sha256):
         pytest.skip(f"the files of {dataset} are not in {raw.relative_to(DATA.parent)}")
     return raw
 

@@ -31,8 +31,14 @@ def test_train_yields_after_the_optimiser_step(three):
 @pytest.mark.parametrize("keep", (False, True), ids=("without a folder", "with a folder"))
 def test_every_step_of_every_task_comes_once_and_in_order(keep, three, tmp_path):
     steps = train(tiny(steps=2), three, tmp_path / "run" if keep else None)
-    assert [(step.task, step.step, step.total) for step in steps] \
-        == [(0, 1, 1), (0, 2, 2), (1, 1, 3), (1, 2, 4), (2, 1, 5), (2, 2, 6)]
+    assert [(step.task, step.step, step.total) for step in steps] == [
+        (0, 1, 1),
+        (0, 2, 2),
+        (1, 1, 3),
+        (1, 2, 4),
+        (2, 1, 5),
+        (2, 2, 6),
+    ]
 
 
 @pytest.mark.parametrize("method", ("replay", "generative"))
@@ -112,15 +118,17 @@ class Remembering(Method):
 
 def measured(step) -> None:
     learner, run = step.learner, step.learner.run
-    learner.curves.append({"step": step.total, "loss": step.loss.item()})
+    for name in ("scores", "curves", "samples"):
+        learner.record.setdefault(name, [])
+    learner.record["curves"].append({"step": step.total, "loss": step.loss.item()})
     if step.step == run.steps:
         images = learner.sample(step.task, 3, 2, 0.0, "samples")
-        learner.scores.append({"after_task": step.task + 1, "value": images.mean().item(), "split": None})
-        learner.samples.append(images)
+        learner.record["scores"].append({"after_task": step.task + 1, "value": images.mean().item(), "split": None})
+        learner.record["samples"].append(images)
 
 
 def record(learner) -> tuple:
-    return learner.scores, learner.curves, [images.tolist() for images in learner.samples]
+    return learner.record["scores"], learner.record["curves"], [images.tolist() for images in learner.record["samples"]]
 
 
 @pytest.mark.parametrize("method", [*METHODS, "remembering"])
@@ -198,12 +206,12 @@ def test_with_no_good_checkpoint_the_run_starts_after_the_first_task(three, tmp_
 def test_methods_share_the_first_task_and_what_was_measured_in_it(three, tmp_path, trained):
     for step in train(tiny("finetune", steps=2), three, tmp_path / "one"):
         measured(step)
-    of_first = step.learner.curves[:2]
+    of_first = step.learner.record["curves"][:2]
     steps = []
     for step in train(tiny("replay", steps=2), three, tmp_path / "other"):
         steps.append((step.task, step.step))
     assert steps == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    assert step.learner.curves == of_first
+    assert step.learner.record["curves"] == of_first
     assert same(weights(step.learner), trained("replay")[-1])
 
 
@@ -217,7 +225,7 @@ def test_checkpoints_hold_nothing_that_only_pickle_can_read(three, tmp_path):
     for step in train(tiny("replay", steps=1), three, tmp_path / "run"):
         measured(step)
     state = torch.load(io.BytesIO((tmp_path / "run" / "checkpoint.pt").read_bytes()[32:]), weights_only=True)
-    assert (state["task"], state["step"]) == (1, 1) and state["method"] and state["scores"]
+    assert (state["task"], state["step"]) == (1, 1) and state["method"] and state["record"]["scores"]
     (first,) = (tmp_path / "first_task").glob("*.pt")
     assert torch.load(io.BytesIO(first.read_bytes()[32:]), weights_only=True)["task"] == 0
 
@@ -348,11 +356,15 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-@pytest.mark.parametrize("how", (dict(dropout=0.0), dict(dropout=0.1, precision="bfloat16")), ids=("float32", "bfloat16"))
+@pytest.mark.parametrize(
+    "how", (dict(dropout=0.0), dict(dropout=0.1, precision="bfloat16")), ids=("float32", "bfloat16")
+)
 def test_compiled_training_takes_three_graphs_and_continues_bit_for_bit(how, three, tmp_path, monkeypatch):
     """Three graphs: the step without and with replay, the average in one shape. Without code for the machine, which would
     take a minute for each."""
-    monkeypatch.setattr(torch, "compile", lambda net, mode, dynamic: compile_with(net, backend="aot_eager", dynamic=dynamic))
+    monkeypatch.setattr(
+        torch, "compile", lambda net, mode, dynamic: compile_with(net, backend="aot_eager", dynamic=dynamic)
+    )
     run = tiny("replay", steps=2, compiled=True, multipliers=(1, 2), **how)
     torch._dynamo.reset()
     counters["stats"].clear()
@@ -378,7 +390,9 @@ def test_a_compiled_step_is_the_eager_one(three):
     """With code for this machine."""
     torch._dynamo.reset()
     counters["stats"].clear()
-    eager, compiled = (Learner(tiny(compiled=compiled, dropout=0.0, multipliers=(1, 2)), three) for compiled in (False, True))
+    eager, compiled = (
+        Learner(tiny(compiled=compiled, dropout=0.0, multipliers=(1, 2)), three) for compiled in (False, True)
+    )
     for learner in (eager, compiled):
         for _ in range(2):
             learner.update()
@@ -389,6 +403,7 @@ def test_a_compiled_step_is_the_eager_one(three):
 
 def test_what_a_compiled_network_returns_may_be_written_over_by_its_next_call(three, monkeypatch):
     """As CUDA graphs do, which return the same memory each time."""
+
     def compile(net, **how):
         kept = []
 
@@ -420,6 +435,7 @@ def test_what_cannot_be_compiled_is_one_line(three, monkeypatch):
     def compile(net, **how):
         def call(*inputs):
             raise CompilerError("backend='inductor' raised:\nno compiler")
+
         return call
 
     monkeypatch.setattr(torch, "compile", compile)

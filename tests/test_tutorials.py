@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cldiff.execute import execute
+from cldiff.report.execute import execute
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 

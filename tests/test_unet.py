@@ -23,14 +23,17 @@ def inputs(batch: int, size: int = 8, colours: int = 1) -> tuple[torch.Tensor, t
     return x, torch.arange(batch) * 37, torch.arange(batch) % 3
 
 
-@pytest.mark.parametrize("size, options", [
-    (8, {}),
-    (8, {"multipliers": (1, 2, 2, 2), "attention": 1}),
-    (8, {"multipliers": (2,), "blocks": 3, "colours": 3}),
-    (28, {"multipliers": (1, 2, 2), "blocks": 2, "attention": 14}),
-    (28, {"patch": 2, "attention": 7}),
-    (12, {"patch": 3, "colours": 3}),
-])
+@pytest.mark.parametrize(
+    "size, options",
+    [
+        (8, {}),
+        (8, {"multipliers": (1, 2, 2, 2), "attention": 1}),
+        (8, {"multipliers": (2,), "blocks": 3, "colours": 3}),
+        (28, {"multipliers": (1, 2, 2), "blocks": 2, "attention": 14}),
+        (28, {"patch": 2, "attention": 7}),
+        (12, {"patch": 3, "colours": 3}),
+    ],
+)
 def test_output_has_the_shape_of_the_images(size, options):
     x, t, task = inputs(2, size, options.get("colours", 1))
     assert perturbed(small(size, **options))(x, t, task).shape == x.shape
@@ -43,7 +46,9 @@ def test_a_patched_net_is_the_unpatched_one_of_the_same_weights_on_images_cut_by
     plain = small(places, colours=colours * patch**2, attention=places).eval()
     plain.load_state_dict(net.state_dict())
     x, t, task = inputs(3, 16, colours)
-    cut = torch.stack([x[:, c, i::patch, j::patch] for c in range(colours) for i in range(patch) for j in range(patch)], dim=1)
+    cut = torch.stack(
+        [x[:, c, i::patch, j::patch] for c in range(colours) for i in range(patch) for j in range(patch)], dim=1
+    )
     joined, found = torch.empty_like(x), iter(plain(cut, t, task).unbind(1))
     for c in range(colours):
         for i in range(patch):
@@ -53,7 +58,9 @@ def test_a_patched_net_is_the_unpatched_one_of_the_same_weights_on_images_cut_by
 
 
 def test_images_that_cannot_be_cut_are_an_error():
-    with pytest.raises(ValueError, match="images of 28 pixels cannot be cut into patches of 3: use a patch that divides 28"):
+    with pytest.raises(
+        ValueError, match="images of 28 pixels cannot be cut into patches of 3: use a patch that divides 28"
+    ):
         small(28, patch=3)
     with pytest.raises(ValueError, match="images of 7 places cannot be halved 1 times"):
         small(28, patch=4)
@@ -73,12 +80,14 @@ def test_output_depends_on_timestep_and_task(t, task):
 
 def test_output_of_an_image_does_not_depend_on_its_batch():
     net, (x, t, task) = perturbed(small(multipliers=(1, 2, 2), blocks=2)), inputs(4)
-    alone = torch.cat([net(x[i:i + 1], t[i:i + 1], task[i:i + 1]) for i in range(4)])
+    alone = torch.cat([net(x[i : i + 1], t[i : i + 1], task[i : i + 1]) for i in range(4)])
     assert torch.allclose(net(x, t, task), alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("attention, expected", [(14, [7, 14, 14, 14, 14, 14]), (28, [7, 28, 28, 28, 28, 28]),
-                                                 (7, [7, 7, 7, 7, 7, 7]), (8, [7])])
+@pytest.mark.parametrize(
+    "attention, expected",
+    [(14, [7, 14, 14, 14, 14, 14]), (28, [7, 28, 28, 28, 28, 28]), (7, [7, 7, 7, 7, 7, 7]), (8, [7])],
+)
 def test_attention_is_at_the_resolution_asked_for_and_in_the_middle(attention, expected):
     net, found = small(28, multipliers=(1, 2, 2), blocks=2, attention=attention), []
     for module in net.modules():

@@ -10,7 +10,7 @@ import torch
 from conftest import tiny
 
 from cldiff import Measurer
-from cldiff.runs import WEIGHTS, ResultError
+from cldiff.results import WEIGHTS, ResultError
 from cldiff.train import train
 from cldiff.unet import UNet, load_unet, save_unet
 from cldiff.verify import LIMIT, verify
@@ -29,7 +29,7 @@ def published(digits, tmp_path_factory):
 
 
 def command(folder) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "cldiff.verify", str(folder)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "cldiff", "verify", str(folder)], capture_output=True, text=True)
 
 
 def test_fresh_samples_agree_with_the_scores_and_are_not_the_published_ones(published):
@@ -65,7 +65,7 @@ def test_other_weights_do_not_pass(copy):
     net = load_unet(copy / WEIGHTS)
     for p in net.parameters():
         torch.nn.init.zeros_(p)
-    save_unet(copy / WEIGHTS, net)
+    save_unet(copy / WEIGHTS, net, net.arguments)
     done = command(copy.parent)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "standard errors, more than" in done.stderr
 
@@ -84,13 +84,18 @@ def test_damaged_or_missing_weights_are_one_line(copy):
     assert done.returncode == 1 and done.stderr == f"error: {copy / WEIGHTS} is damaged\n"
     (copy / WEIGHTS).unlink()
     done = command(copy.parent)
-    assert done.returncode == 1 and done.stderr.startswith("error: no weights.pt in the folders of ") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("error: no weights.pt in the folders of ")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_a_network_of_another_size_is_named(copy):
     net = load_unet(copy / WEIGHTS)
-    save_unet(copy / WEIGHTS, UNet(**{**net.arguments, "channels": 2 * net.channels}))
-    with pytest.raises(ResultError, match="weights.pt: a network of .*'channels': 16.*expected .*'channels': 8"):
+    arguments = {**net.arguments, "channels": 2 * net.channels}
+    save_unet(copy / WEIGHTS, UNet(**arguments), arguments)
+    with pytest.raises(ResultError, match="weights.pt: not the network of this run .*size mismatch"):
         verify(copy)
 
 

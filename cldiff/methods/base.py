@@ -6,10 +6,13 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..parameters import Parameters
 
 if TYPE_CHECKING:
     from ..learner import Learner
+    from ..unet import UNet
 
 
 @dataclass
@@ -30,26 +33,45 @@ class Batch:
 class Method:
     """Finetuning: nothing but the current task's loss. Other methods override what they need.
 
-    `weight` on the class is the default weight of the method's own loss; None: the method has no such loss and takes
-    no weight. What a method stores as tensors in `state` is saved in checkpoints and restored from them.
+    What a method stores as tensors in `state` is saved in checkpoints and restored from them, on the same device;
+    whatever must outlast a step belongs there.
     """
 
-    label = "Finetuning"
-    weight: float | None = None
+    label = "Finetuning"  # in tables and legends
+    weight: float | None = (
+        None  # default weight of the method's own loss; None: it has no such loss and takes no weight
+    )
+    tuned = False  # whether a sweep chooses the weight: rows without one take the chosen one, and labels leave it out
+    shares_first_task = (
+        True  # whether the method does nothing in the first task, which is then trained once for all such
+    )
+    version = 1  # raised when changed code gives other numbers: part of a run's name
 
-    def __init__(self, weight: float | None = None):
+    Options = Parameters  # a frozen dataclass of parameters: the method's own, beside its weight
+
+    def __init__(self, weight: float | None = None, options: Parameters | None = None):
         self.weight = weight
+        self.options = options or self.Options()
         self.state: dict[str, Tensor] = {}
 
-    def start_task(self, learner: Learner) -> None:
-        """Before each task but the first; learner.net and learner.ema are still those of the task before. Training changes
-        both in place: clone what is to be kept."""
+    def build(self, net: UNet) -> nn.Module:
+        """The network to train, made from a new one before the first step and whenever one is loaded: adapters go here.
+        What is returned is called as the U-Net is. The average is a copy of it."""
+        return net
 
-    def replay(self, learner: Learner) -> Batch | None:
-        """More examples to learn from in this step, in the same forward pass as the current task's."""
+    def start_task(self, learner: Learner) -> None:
+        """Before each task but the first; learner.net and learner.ema are still those of the task before. Training
+        changes both in place: clone what is to be kept."""
+
+    def batch(self, learner: Learner, current: Batch) -> Batch:
+        """The examples of this step, all in one forward pass: the current task's, and more; or others altogether."""
+        return current
 
     def penalty(self, learner: Learner) -> Tensor | None:
         """A scalar to add to the loss of this step."""
 
     def adjust_gradients(self, learner: Learner) -> None:
         """After the backward pass, before clipping and the optimiser's step."""
+
+    def after_step(self, learner: Learner) -> None:
+        """After the optimiser's step; gradients are those that it took."""

@@ -18,6 +18,7 @@ class L2(Method):
 
     label = "L2"
     weight = 1.0
+    tuned = True
 
     def start_task(self, learner: Learner) -> None:
         self.state = {"anchor": vector(learner).detach()}

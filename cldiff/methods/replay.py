@@ -35,10 +35,10 @@ class Replay(Method):
         owner = torch.repeat_interleave(torch.arange(len(past)), torch.tensor([len(images) for images in past]))
         self.state = {"images": torch.cat(past), "task": owner.to(learner.device)}
 
-    def replay(self, learner: Learner) -> Batch | None:
+    def batch(self, learner: Learner, current: Batch) -> Batch:
         if not self.state or self.weight == 0:
-            return None
-        return learner.draw(self.state["images"], self.state["task"], "replay", self.weight)
+            return current
+        return current + learner.draw(self.state["images"], self.state["task"], "replay", self.weight)
 
 
 class GenerativeReplay(Replay):

@@ -1,0 +1,157 @@
+"""python -m cldiff: one command for each thing that is done outside of notebooks. Each loads only what it needs."""
+
+import argparse
+import math
+import signal
+import sys
+from pathlib import Path
+
+from .errors import Problem
+
+
+def seconds(text: str) -> float:
+    """ "90s", "9m" or "2h" in seconds."""
+    number, unit = text[:-1], text[-1:]
+    if unit not in ("s", "m", "h") or not number.replace(".", "", 1).isdigit() or not float(number):
+        raise ValueError(f"budget {text!r}: expected a number and s, m or h, for example 9m")
+    return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+
+
+def list_runs(words: argparse.Namespace) -> None:
+    """the runs of a profile, by name"""
+    from .study import runs
+
+    print("\n".join(run.name for run in runs(words.profile, words.seeds)))
+
+
+def plan(words: argparse.Namespace) -> None:
+    """write make's plan of a profile; results that cannot be read are moved away"""
+    from .plan import jobs, set_aside_damaged, write_plan
+    from .train import pick_device
+
+    pick_device(words.device)
+    jobs(words.profile, words.seeds, words.device, words.checkpoint)  # says what is wrong before anything is moved
+    set_aside_damaged(words.profile, words.seeds)
+    write_plan(words.profile, jobs(words.profile, words.seeds, words.device, words.checkpoint))
+
+
+def make(words: argparse.Namespace) -> None:
+    """make one target of the plan: a first task, a run, a figure, the paper or its page"""
+    if words.target.endswith(".html"):
+        from .report.page import write_page
+
+        return write_page(Path(words.target).with_suffix(".ipynb"), Path(words.target))
+    from .plan import make_target
+
+    make_target(words.profile, words.target)
+
+
+def run(words: argparse.Namespace) -> None:
+    """make the runs of a profile that are not there yet, one after the other, without Jupyter"""
+    from .study import runs
+    from .train import pick_device
+    from .work import run_pending
+
+    pick_device(words.device)
+    budget = seconds(words.budget) if words.budget else math.inf
+    total = len(runs(words.profile, words.seeds, words.only))
+    if not total:
+        raise ValueError(f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list` names them")
+    out = words.out or Path("results", words.profile)
+    rest = run_pending(words.profile, words.seeds, words.only, out, words.device, words.data, budget)
+    print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else ""))
+
+
+def accept(words: argparse.Namespace) -> None:
+    """keep the weights that a finished sweep chooses, for the profiles that ask for them"""
+    from .results import load_scores
+    from .stats import best_weights
+    from .study import keep_chosen, known_profile
+
+    for dataset in known_profile(words.profile).datasets:
+        found = best_weights(load_scores(Path("results", words.profile), dataset))
+        keep_chosen(words.profile, dataset, found)
+        print(f"{dataset}: {', '.join(f'{method} {weight:g}' for method, weight in found.items())}")
+
+
+def features(words: argparse.Namespace) -> None:
+    """train the LeNet of a data set and keep it with the package"""
+    from .features import LENETS, save_lenet, train_lenet
+    from .tasks import DATASETS, load_tasks
+
+    tasks = load_tasks(words.dataset, words.data)
+    path = LENETS / f"{words.dataset}.pt"
+    accuracy = save_lenet(train_lenet(tasks, DATASETS[words.dataset].lenet_epochs), tasks, path)
+    print(f"{path}: {accuracy:.2%} of the test images right")
+
+
+def verify(words: argparse.Namespace) -> None:
+    """draw fresh samples from published weights and compare them with the published scores"""
+    from .verify import verify_all
+
+    verify_all(words.results, words.data)
+
+
+def colab(words: argparse.Namespace) -> None:
+    """give notebooks a set-up cell and README.md badges for Google Colab, with the address of the git remote origin"""
+    from .report.colab import write_all
+
+    write_all()
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        sys.exit(f"error: {' '.join(message.split())}")  # one line, without the usage
+
+
+def parser() -> Parser:
+    top = Parser(prog="python -m cldiff", description=__doc__)
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(function, *arguments: str) -> Parser:
+        one = commands.add_parser(
+            function.__name__.removesuffix("_runs"), help=function.__doc__, description=function.__doc__
+        )
+        one.set_defaults(function=function)
+        known = {
+            "profile": dict(help="a name of cldiff.study.PROFILES"),
+            "target": dict(help="a file of the plan"),
+            "dataset": dict(help="a name of cldiff.tasks.DATASETS"),
+            "results": dict(type=Path, help="folder of results, for example results/small"),
+            "--seeds": dict(type=int, default=1, help="repetitions of each run (default 1)"),
+            "--device": dict(default="auto", help="auto, cpu or cuda"),
+            "--checkpoint": dict(type=int, default=300, help="seconds between two checkpoints (default 300)"),
+            "--only": dict(default="", help="only the runs whose name starts so"),
+            "--budget": dict(help="stop before this much time is over: 90s, 9m, 2h; called again, it continues"),
+            "--out": dict(type=Path, help="folder of results (default results/PROFILE)"),
+            "--data": dict(default="data", help="folder of data sets (default data)"),
+        }
+        for name in arguments:
+            one.add_argument(name, **known[name])
+        return one
+
+    command(list_runs, "profile", "--seeds")
+    command(plan, "profile", "--seeds", "--device", "--checkpoint")
+    command(make, "profile", "target")
+    command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data")
+    command(accept, "profile")
+    command(features, "dataset", "--data")
+    command(verify, "results", "--data")
+    command(colab)
+    return top
+
+
+def main() -> None:
+    words = parser().parse_args()
+    if words.function is make:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a kernel ends with this process
+    try:
+        words.function(words)
+    except (Problem, ValueError, TypeError, KeyError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: the same command again continues from the last checkpoint")
+
+
+if __name__ == "__main__":
+    main()

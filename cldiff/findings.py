@@ -1,0 +1,240 @@
+"""The seven findings of the study: what each claims, what was measured, and whether it holds.
+
+A finding is a claim and a list of conditions, each of the form "this is smaller than that". A condition is met (True),
+or not (False), if the paired difference is beyond noise: 95 % of a bootstrap over seeds, and over images where a
+table's score is compared; otherwise it is open (None). The thresholds are ours.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .stats import Difference, compare, paired_difference, result_matrix, summarise, summarise_replicates
+from .study import STUDY, Row, row_run
+
+FINETUNING, L2 = (row_run(Row(method)).label for method in ("finetune", "l2"))
+REPLAY, LIGHT = (row_run(Row("replay", weight)).label for weight in (1.0, 0.01))
+GENERATIVE = row_run(Row("generative", 1.0)).label
+STUDIED = [row_run(row).label for row in STUDY]  # what other methods do is not asked
+
+
+class Finding(NamedTuple):
+    claim: str
+    measured: str
+    conditions: list[bool | None]
+
+    @property
+    def verdict(self) -> str:
+        """All met: holds. Some: in part. None: within noise if one is open, else does not hold."""
+        if all(self.conditions):
+            return "holds"
+        if any(self.conditions):
+            return "holds in part"
+        return "within noise" if None in self.conditions else "does not hold"
+
+
+def answer(difference: Difference) -> bool | None:
+    """Is the first smaller? None: within noise."""
+    return True if difference.high < 0 else False if difference.low > 0 else None
+
+
+def less(one: np.ndarray | float, other: np.ndarray | float) -> bool | None:
+    """Over seeds: is `one` smaller? Arrays over seeds, or numbers."""
+    one, other = np.broadcast_arrays(np.asarray(one, float), np.asarray(other, float))
+    return answer(paired_difference(one[:, None], other[:, None]))
+
+
+def show(values: np.ndarray, form: str = ".0f") -> str:
+    """Mean ± standard error over seeds, in a format; with "%" in percent."""
+    values, unit = np.asarray(values, float), ""
+    if form.endswith("%"):
+        values, form, unit = 100 * values, form[:-1] + "f", "%"
+    error = f" ± {np.std(values, ddof=1) / len(values) ** 0.5:{form.lstrip('+')}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{error}{unit}"
+
+
+class Evidence:
+    """What was measured of the studied rows, as arrays over the seeds that all of them have.
+
+    scores, curves, bootstrap: tidy tables of one data set, as load_scores and its siblings return; run: the parameters
+    that its runs share. Raises ValueError if a row is missing.
+    """
+
+    def __init__(self, scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFrame, run: dict):
+        if missing := [label for label in STUDIED if label not in set(scores.label)]:
+            raise ValueError(f"no results of {', '.join(missing)}: the findings compare {', '.join(STUDIED)}")
+        studied = scores[scores.label.isin(STUDIED)]
+        seeds = set.intersection(
+            *studied.groupby("label").seed.unique().map(set)
+        )  # of an interrupted SEEDS=3, the whole ones
+        self.scores, self.curves = (table[table.seed.isin(seeds)] for table in (scores, curves))
+        self.summary, self.replicates = summarise(self.scores), summarise_replicates(bootstrap)
+        self.seeds, self.steps, self.early, self.late = len(seeds), run["steps"], run["early"], run["late"]
+
+    def old_and_new(self, label: str, metric: str, split: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The mean of a metric over all tasks but the last: after the last task, and right after each was learned."""
+        rows = self.scores[self.scores.label == label]
+        matrices = [result_matrix(run, metric, split) for _, run in rows.groupby("seed")]
+        return np.array([m[-1, :-1].mean() for m in matrices]), np.array([np.diag(m)[:-1].mean() for m in matrices])
+
+    def task1(
+        self, label: str, timestep: int | None = None, split: str = "validation"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A curve of task 1, its loss at a timestep or else its bound: at the end of task 1, and at the end."""
+        rows = self.curves[(self.curves.label == label) & (self.curves.split == split)]
+        rows = rows[rows.timestep.isna() if timestep is None else rows.timestep == timestep]
+        values = rows.pivot(index="step", columns="seed", values="bpd" if timestep is None else "loss")
+        return values.loc[self.steps].to_numpy(), values.iloc[-1].to_numpy()
+
+    def rise(self, label: str, timestep: int | None = None, split: str = "validation") -> np.ndarray:
+        before, after = self.task1(label, timestep, split)
+        return after / before - 1
+
+    def value(self, label: str, metric: str, kind: str = "average") -> np.ndarray:
+        return self.summary[(self.summary.label == label) & (self.summary.metric == metric)][kind].to_numpy()
+
+    def smaller(self, one: str, other: str, metric: str, kind: str) -> bool | None:
+        """Over seeds and images: is one label's score smaller than the other's?"""
+        return answer(compare(self.summary, self.replicates, one, other, metric, kind))
+
+    def smallest(self, label: str, metric: str, kind: str) -> bool | None:
+        """Over seeds and images: is this label's score smaller than that of every other?"""
+        others = [self.smaller(label, other, metric, kind) for other in STUDIED if other != label]
+        return False if False in others else None if None in others else True
+
+    def best(self, metric: str, kind: str = "average") -> str:
+        """The label with the smallest mean."""
+        rows = self.summary[(self.summary.metric == metric) & self.summary.label.isin(STUDIED)]
+        return rows.groupby("label")[kind].mean().idxmin()
+
+
+def finetuning_forgets(e: Evidence) -> Finding:
+    fid_old, fid_new = e.old_and_new(FINETUNING, "fid", "train")
+    bpd_old, bpd_new = e.old_and_new(FINETUNING, "bpd", "test")
+    taken, _ = e.old_and_new(FINETUNING, "taken_for_current")
+    return Finding(
+        "Finetuning: FID of old tasks rises many times over while BPD moves little; their samples look like the "
+        "last task",
+        f"old tasks: FID {show(fid_new)} → {show(fid_old)} (× {show(fid_old / fid_new)}), BPD {show(bpd_new, '.2f')} → "
+        f"{show(bpd_old, '.2f')} ({show(bpd_old / bpd_new - 1, '+.1%')}); {show(taken, '.0%')} of their samples are "
+        "taken for the last task",
+        [less(5 * fid_new, fid_old), less(bpd_old, 1.25 * bpd_new), less(0.5, taken)],
+    )
+
+
+def l2_forgets_least(e: Evidence) -> Finding:
+    best = e.value(e.best("fid"), "fid")
+    return Finding(
+        "L2: the least forgetting on both metrics; poor average, above all in FID",
+        f"forgetting {show(e.value(L2, 'fid', 'forgetting'), '+.1f')} FID (least: {e.best('fid', 'forgetting')}), "
+        f"{show(e.value(L2, 'bpd', 'forgetting'), '+.3f')} BPD (least: {e.best('bpd', 'forgetting')}); average FID "
+        f"{show(e.value(L2, 'fid'))}, best {show(best)}",
+        [e.smallest(L2, "fid", "forgetting"), e.smallest(L2, "bpd", "forgetting"), less(2 * best, e.value(L2, "fid"))],
+    )
+
+
+def light_replay_is_best(e: Evidence) -> Finding:
+    return Finding(
+        "Experience replay with weight 0.01 has the best average FID and the best average BPD",
+        f"average FID {show(e.value(LIGHT, 'fid'))} (best: {e.best('fid')}, {show(e.value(e.best('fid'), 'fid'))}); "
+        f"average BPD "
+        f"{show(e.value(LIGHT, 'bpd'), '.3f')} (best: {e.best('bpd')}, {show(e.value(e.best('bpd'), 'bpd'), '.3f')})",
+        [e.smallest(LIGHT, "fid", "average"), e.smallest(LIGHT, "bpd", "average")],
+    )
+
+
+def replay_looks_worse_in_bpd(e: Evidence) -> Finding:
+    right, right_finetuning = e.old_and_new(REPLAY, "accuracy")[0], e.old_and_new(FINETUNING, "accuracy")[0]
+    return Finding(
+        "Experience replay with weight 1: plausible samples, but its BPD deteriorates more than finetuning's",
+        f"old tasks' samples in the right classes: {show(right, '.0%')} against {show(right_finetuning, '.0%')}; BPD "
+        f"of task 1 {show(e.rise(REPLAY), '+.0%')} against {show(e.rise(FINETUNING), '+.0%')}",
+        [less(np.maximum(0.5, right_finetuning), right), less(e.rise(FINETUNING), e.rise(REPLAY))],
+    )
+
+
+def generative_replay_is_worse(e: Evidence) -> Finding:
+    better = min(REPLAY, LIGHT, key=lambda label: e.value(label, "fid").mean())
+    return Finding(
+        "Generative replay (weight 1) does worse than experience replay at its better weight",
+        f"average FID {show(e.value(GENERATIVE, 'fid'))} against {show(e.value(REPLAY, 'fid'))} (weight 1) and "
+        f"{show(e.value(LIGHT, 'fid'))} (weight 0.01); other weights of generative replay were not run",
+        [e.smaller(better, GENERATIVE, "fid", "average")],
+    )
+
+
+def early_loss_stays(e: Evidence) -> Finding:
+    early, late = e.rise(FINETUNING, e.early), e.rise(FINETUNING, e.late)
+    return Finding(
+        f"Finetuning: the validation loss of task 1 is hardly worse at t = {e.early}, much worse at t = {e.late}",
+        f"t = {e.early}: {show(early, '+.0%')}; t = {e.late}: {show(late, '+.0%')}",
+        [less(early, 0.25), less(2 * np.maximum(early, 0), late)],
+    )
+
+
+def replay_overfits_early(e: Evidence) -> Finding:
+    def gap(t: int) -> np.ndarray:
+        return e.rise(REPLAY, t) - e.rise(REPLAY, t, "buffer")
+
+    replay, finetuning = e.task1(REPLAY, e.late)[1], e.task1(FINETUNING, e.late)[1]
+    return Finding(
+        f"Experience replay with weight 1 overfits its buffer at t = {e.early}, not at t = {e.late}, where it "
+        "beats finetuning",
+        f"t = {e.early}: buffer {show(e.rise(REPLAY, e.early, 'buffer'), '+.0%')}, validation "
+        f"{show(e.rise(REPLAY, e.early), '+.0%')}; t = {e.late}: buffer "
+        f"{show(e.rise(REPLAY, e.late, 'buffer'), '+.0%')}, "
+        f"validation {show(e.rise(REPLAY, e.late), '+.0%')}; validation loss there {show(replay, '.4f')} against "
+        f"finetuning's "
+        f"{show(finetuning, '.4f')}",
+        [
+            less(e.rise(REPLAY, e.early, "buffer"), 0),
+            less(0, e.rise(REPLAY, e.early)),
+            less(gap(e.late), gap(e.early)),
+            less(e.rise(REPLAY, e.late), 0),
+            less(replay, finetuning),
+        ],
+    )
+
+
+FINDINGS = (
+    finetuning_forgets,
+    l2_forgets_least,
+    light_replay_is_best,
+    replay_looks_worse_in_bpd,
+    generative_replay_is_worse,
+    early_loss_stays,
+    replay_overfits_early,
+)
+
+
+def findings_table(evidence: Evidence) -> tuple[pd.DataFrame, str]:
+    """A row for each finding, and what the verdicts rest on."""
+    found = [finding(evidence) for finding in FINDINGS]
+    table = pd.DataFrame(
+        [
+            {"": k, "finding": f.claim, "measured": f.measured, "verdict": f.verdict}
+            for k, f in enumerate(found, start=1)
+        ]
+    )
+    chance = {
+        2: ": that both agree in sign, which chance alone does one time in two",
+        3: ": that all agree in sign, which chance alone does one time in four",
+    }
+    noise = (
+        (
+            f"Conditions on curves and on means over old tasks ask that the interval over {evidence.seeds} seeds agrees"
+            f"{chance.get(evidence.seeds, '')}"
+        )
+        if evidence.seeds > 1
+        else (
+            "With one seed, noise over seeds is not known: conditions on curves and on means over old tasks are "
+            "compared without any"
+        )
+    )
+    note = (
+        f"{evidence.steps} steps per task. A finding holds if all its conditions do; they stand in "
+        f"cldiff/findings.py, and "
+        f"their thresholds are ours. {noise}."
+    )
+    return table, note

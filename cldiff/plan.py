@@ -1,0 +1,122 @@
+"""What `make paper` makes of a profile, and from what: every target once, first tasks, then runs, then figures, then
+the paper."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from .files import write_atomically
+from .results import ResultError, read_result
+from .study import known_profile, planned, runs
+from .train import CHECKPOINT, first_task_path
+
+FIGURES = (
+    "table",
+    "figure_1",
+    "figure_2",
+    "figure_matrices",
+    "figure_timesteps",
+    "figure_samples",
+    "figure_strip",
+    "table_protocols",
+    "findings",
+)  # notebooks, each executed once for every data set
+PAPER = "paper.ipynb"  # made when all of them are there
+
+
+def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 300) -> dict[str, dict]:
+    """What each target of make is made from: {target: {"kind", ...}}.
+
+    kind "first_task": {run, folder}, needed by the runs that name it in "after"; kinds "run", "figure" and "paper":
+    {notebook, output, parameters}. Of runs that are there, the first task is not asked for.
+    """
+    if checkpoint < 1:
+        raise ValueError(f"checkpoint={checkpoint}: expected at least 1 second")
+    p, first, found = known_profile(profile), {}, {}
+    for run in planned(profile, seeds):
+        folder = Path("results", profile, run.name)
+        values = {"results": f"../results/{profile}", "device": device, "checkpoint_seconds": checkpoint}
+        job = {
+            "kind": "run",
+            "notebook": "notebooks/run.ipynb",
+            "output": f"{folder}/run.ipynb",
+            "parameters": {**dataclasses.asdict(run), **values},
+        }
+        if not (folder / "result.json").exists() and not (folder / CHECKPOINT).exists():
+            job["after"] = str(first_task_path(run, folder))
+            first.setdefault(
+                job["after"],
+                {
+                    "kind": "first_task",
+                    "run": dataclasses.asdict(run),
+                    "folder": str(folder),
+                    "device": device,
+                    "checkpoint_seconds": checkpoint,
+                },
+            )
+        found[f"{folder}/result.json"] = job
+    folders = {"results": f"../results/{profile}", "figures": f"../figures/{profile}"}
+    for dataset in p.datasets:
+        for name in ("sweep",) if p.is_sweep else FIGURES:
+            target = f"figures/{profile}/{name}-{dataset}.ipynb"
+            found[target] = {
+                "kind": "figure",
+                "notebook": f"notebooks/{name}.ipynb",
+                "output": target,
+                "parameters": {"dataset": dataset, **folders},
+            }
+    if not p.is_sweep:
+        target = f"figures/{profile}/{PAPER}"
+        found[target] = {
+            "kind": "paper",
+            "notebook": f"notebooks/{PAPER}",
+            "output": target,
+            "parameters": {"datasets": list(p.datasets), **folders},
+        }
+    return {**first, **found}
+
+
+def set_aside_damaged(profile: str, seeds: int = 1) -> None:
+    """Moves away the folder of each run whose results cannot be read, and names it: the run will be done again."""
+    for run in runs(profile, seeds):
+        folder = Path("results", profile, run.name)
+        try:
+            if (folder / "result.json").exists():
+                read_result(folder)
+        except ResultError as error:
+            aside = next(
+                p for k in range(1, 10_000) if not (p := folder.parent / "damaged" / f"{run.name}-{k}").exists()
+            )
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+            print(f"{error}; moved to {aside}, the run is done again", file=sys.stderr)
+
+
+def write_plan(profile: str, found: dict[str, dict]) -> None:
+    """results/PROFILE/jobs.json for make_target, which then need not load torch to know, and targets.mk for make."""
+    folder = Path("results", profile)
+    write_atomically(folder / "jobs.json", lambda p: p.write_text(json.dumps(found, indent=1)))
+    lines = []
+    for name, kind in (("FIRST_TASKS", "first_task"), ("RUNS", "run"), ("FIGURES", "figure"), ("PAPER", "paper")):
+        lines.append(f"{name} := {' '.join(t for t, job in found.items() if job['kind'] == kind)}\n")
+    # Their existence is what runs wait for, not their time.
+    lines += [f"{target}: | {job['after']}\n" for target, job in found.items() if "after" in job]
+    write_atomically(folder / "targets.mk", lambda p: p.write_text("".join(lines)))
+
+
+def make_target(profile: str, target: str) -> None:
+    """Makes one target of the plan. Raises KeyError if it is not in it."""
+    job = json.loads(Path("results", profile, "jobs.json").read_text())[target]
+    if job["kind"] == "first_task":
+        from .run import Run
+        from .work import make_run, progress_bar
+
+        run = Run(**job["run"])
+        words = {"device": job["device"], "checkpoint_seconds": job["checkpoint_seconds"]}
+        with progress_bar(f"{run.dataset}, first task", tasks=1) as progress:
+            make_run(run, Path(job["folder"]), progress=progress, first_task_only=True, **words)
+    else:
+        from .report.execute import execute
+
+        execute(job["notebook"], job["output"], job["parameters"])

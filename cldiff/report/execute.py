@@ -1,0 +1,119 @@
+"""papermill, made strict.
+
+Unknown and mistyped parameters are errors before a kernel starts; an output exists only if the notebook ran to its
+end; nothing in it depends on the time or place of execution.
+"""
+
+import ast
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from traitlets.config import Config
+
+from ..errors import Problem
+from ..files import write_atomically
+
+# jsonschema, on its way in, builds a grammar of international addresses, a format that no notebook has: 2 s for each.
+sys.modules["rfc3987_syntax"] = None
+import nbformat  # noqa: E402
+
+del sys.modules["rfc3987_syntax"]
+
+
+class ExecutionError(Problem):
+    """A notebook that could not be executed; the message is one line."""
+
+
+def check_parameters(notebook: str | Path, parameters: dict) -> None:
+    """Raises ExecutionError for a parameter that the notebook does not have, or of another type than its default."""
+    from papermill import inspect_notebook
+
+    if not Path(notebook).exists():
+        raise ExecutionError(f"no notebook {notebook}")
+    known = inspect_notebook(str(notebook))
+    for name, value in parameters.items():
+        if name not in known:
+            raise ExecutionError(f"{Path(notebook).name} has no parameter {name!r}; known: {', '.join(known)}")
+        default = ast.literal_eval(known[name]["default"])
+        if default is None or value is None:  # None stands for "not given"; the notebook checks the rest
+            continue
+        if type(value) not in {float: (float, int), list: (list, tuple)}.get(type(default), (type(default),)):
+            raise ExecutionError(
+                f"{Path(notebook).name}: {name}={value!r}: expected "
+                f"{type(default).__name__}, like {default!r}, not {type(value).__name__}"
+            )
+
+
+def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
+    """Executes a notebook in its own folder and writes it, with its outputs and without timing, to `output`.
+
+    Progress goes to stderr. Raises ExecutionError with one line if a parameter is wrong or a cell fails; the notebook
+    up to the failing cell is then kept beside the output as *.failed.ipynb.
+    """
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError, execute_notebook
+
+    notebook, output = Path(notebook), Path(output)
+    check_parameters(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    existed = output.exists()
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # silences a warning of the kernel's debugger
+    if not sys.stderr.isatty():
+        os.environ["TQDM_MININTERVAL"] = "60"  # one line a minute in a log file
+    with warnings.catch_warnings(), TemporaryDirectory(prefix="cldiff-") as folder:
+        warnings.simplefilter("ignore")
+        begun = Path(folder) / notebook.name
+        # Unix sockets of its own instead of ports: kernels that start at the same time cannot collide.
+        config = Config(KernelManager={"transport": "ipc", "ip": f"{folder}/kernel"})
+        try:
+            execute_notebook(
+                str(notebook),
+                str(begun),
+                parameters,
+                cwd=str(notebook.parent),
+                kernel_name="python3",
+                progress_bar=False,
+                stderr_file=_Progress(),
+                config=config,
+                extra_arguments=["--log-level=50"],
+            )
+        except PapermillExecutionError as error:
+            text = f"{error.ename}: {error.evalue}".splitlines()[0]
+            failed = output.with_suffix(".failed.ipynb")
+            write_atomically(failed, lambda path: shutil.copyfile(begun, path))
+            raise ExecutionError(f"{notebook.name}: {text} (up to there: {failed})") from None
+        except DeadKernelError:
+            raise ExecutionError(
+                f"{notebook.name}: its kernel died, killed or out of memory; run it again to continue, with "
+                "fewer JOBS or a smaller batch if memory was short"
+            ) from None
+        clean(begun)
+        if existed or not output.exists():  # else another process made it meanwhile, and this one found it made
+            write_atomically(output, lambda path: shutil.copyfile(begun, path))
+
+
+class _Progress:
+    """Passes a kernel's stderr on, with a line for each state of a progress bar where the output is a file."""
+
+    def write(self, text: str) -> None:
+        sys.stderr.write(text if sys.stderr.isatty() else text.replace("\r", "\n").lstrip("\n"))
+        sys.stderr.flush()
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def clean(path: Path) -> None:
+    """Removes what differs between two executions with the same result: times, random IDs, progress bars, versions."""
+    book = nbformat.read(path, as_version=4)
+    book.metadata = {"kernelspec": book.metadata.get("kernelspec", {}), "language_info": {"name": "python"}}
+    for number, cell in enumerate(book.cells):
+        cell.id = f"cell-{number}"
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k in ("tags", "jupyter")}
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if not (o.output_type == "stream" and o.name == "stderr")]
+    nbformat.write(book, path)

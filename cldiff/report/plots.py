@@ -1,0 +1,102 @@
+"""One style, one colour for each method, and what the figure notebooks share."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from PIL import Image
+
+from ..files import write_atomically
+from ..results import load_results
+from ..study import STUDY, row_run
+
+PAGE = 7.2  # width of a page, inches
+ORDER = [row_run(row).label for row in STUDY]
+
+
+def use_style() -> None:
+    sns.set_theme(context="paper", style="ticks", font_scale=0.9)
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "1704067200")  # the date inside a pdf: the same figure, the same file
+    matplotlib.rcParams.update(
+        {
+            "svg.hashsalt": "cldiff",
+            "savefig.bbox": "tight",
+            "savefig.dpi": 200,
+            "figure.dpi": 120,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "pdf.fonttype": 42,
+            "legend.frameon": False,
+        }
+    )
+
+
+def present(labels) -> list[str]:
+    """The labels that occur, in the order of the tables; those that no table lists come last."""
+    found = list(dict.fromkeys(labels))
+    return [name for name in ORDER if name in found] + [name for name in found if name not in ORDER]
+
+
+def colours(labels) -> dict[str, tuple[float, float, float]]:
+    """A colour for each label: the study's rows have theirs everywhere, the others those that are left."""
+    others = [name for name in present(labels) if name not in ORDER]
+    few = sns.color_palette("colorblind")
+    many = sns.color_palette("husl", max(0, len(others) - len(few) + len(ORDER)))
+    return dict(zip([*ORDER, *others], [*few, *many]))
+
+
+def save_figure(figure, folder: str | Path, name: str) -> None:
+    for kind in ("pdf", "png"):
+        write_atomically(Path(folder) / f"{name}.{kind}", partial(figure.savefig, format=kind))
+
+
+def load_samples(run_folder: str | Path) -> np.ndarray:
+    """samples.png of a run, cut up again: uint8 (after task, task ID, sample, height, width), and 3 more for RGB."""
+    tasks = int(pd.read_csv(Path(run_folder) / "scores.csv").after_task.max())
+    sheet = np.asarray(Image.open(Path(run_folder) / "samples.png"))
+    side = sheet.shape[0] // tasks
+    sheet = sheet.reshape(tasks, side, tasks, -1, side, *sheet.shape[2:])
+    return sheet.transpose(0, 2, 3, 1, 4, *range(5, sheet.ndim))
+
+
+def show_samples(axis, samples: np.ndarray, row_labels: list[str]) -> None:
+    """A picture of samples uint8 (rows, columns, height, width), grey ones black on white, or (..., 3) in their
+    colours; a label before each row."""
+    samples = 255 - samples if samples.ndim == 4 else samples
+    framed = np.pad(samples, ((0, 0), (0, 0), (1, 1), (1, 1), *[(0, 0)] * (samples.ndim - 4)), constant_values=255)
+    rows, columns, height, width = framed.shape[:4]
+    sheet = framed.transpose(0, 2, 1, 3, *range(4, framed.ndim)).reshape(
+        rows * height, columns * width, *framed.shape[4:]
+    )
+    axis.imshow(sheet, cmap="gray", vmin=0, vmax=255)
+    axis.set_yticks((np.arange(rows) + 0.5) * height - 0.5, row_labels)
+    axis.set_xticks([])
+    axis.tick_params(length=0)
+    sns.despine(ax=axis, left=True, bottom=True)
+
+
+def mark_tasks(axis, steps: int, tasks: int, titles: bool = True) -> None:
+    """Vertical lines where one task ends and the next begins, task numbers above."""
+    for task in range(tasks):
+        axis.axvline(task * steps, color="0.85", linewidth=0.8, zorder=0)
+        if titles:
+            axis.text(
+                (task + 0.5) * steps,
+                1.01,
+                f"task {task + 1}",
+                transform=axis.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                fontsize="x-small",
+                color="0.4",
+            )
+    axis.set_xlim(0, tasks * steps)
+
+
+def run_parameters(results: str | Path, dataset: str) -> dict:
+    """The parameters that all runs of a data set share (method, weight and seed are the first run's)."""
+    return next(iter(load_results(results, dataset).values()))["run"]

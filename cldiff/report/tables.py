@@ -1,0 +1,124 @@
+"""The tables of the paper, and what says below them what their numbers depend on."""
+
+import re
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import pandas as pd
+
+from ..files import write_atomically
+from ..metrics import METRICS
+from ..stats import DRAWS, HEADLINES, compare, summarise, summarise_replicates
+from .plots import present
+
+
+def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) -> str:
+    """Writes name.md and name.tex and returns the Markdown; `note` says below the table what the numbers depend on."""
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    markdown = "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{note}\n"
+    plain = str.maketrans(
+        {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "%": r"\%", "_": r"\_", "≤": r"$\leq$"}
+    )
+    lines = [
+        re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", " & ".join(row).translate(plain)) + r" \\"
+        for row in (rows[0], *rows[2:])
+    ]
+    columns = "l" + "r" * (len(table.columns) - 1)
+    tex = (
+        "\n".join(
+            [
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                lines[0],
+                r"\midrule",
+                *lines[1:],
+                r"\bottomrule",
+                r"\end{tabular}",
+                rf"\par\smallskip\footnotesize {note.translate(plain)}",
+            ]
+        )
+        + "\n"
+    )
+    for kind, text in (("md", markdown), ("tex", tex)):
+        write_atomically(Path(folder) / f"{name}.{kind}", partial(Path.write_text, data=text))
+    return markdown
+
+
+def mean_and_error(values: pd.Series, digits: int) -> str:
+    """ "12.3 ± 0.4": mean and standard error over seeds; of one seed there is no error."""
+    return f"{values.mean():.{digits}f}" + (f" ± {values.sem():.{digits}f}" if len(values) > 1 else "")
+
+
+def sizes(n: pd.Series) -> str:
+    """ "250", or "70 to 72" where the tasks differ."""
+    return str(n.min()) if n.min() == n.max() else f"{n.min()} to {n.max()}"
+
+
+def seeds_note(scores: pd.DataFrame) -> str:
+    """ "digits, mean ± standard error of n = 3 seeds"."""
+    n = scores.groupby("label").seed.nunique()
+    return f"{scores.dataset.iloc[0]}, " + (
+        f"n = {sizes(n)} seeds, mean ± standard error" if n.max() > 1 else "n = 1 seed"
+    )
+
+
+def measured(summary: pd.DataFrame) -> dict:
+    """The headline metrics that all of these results have."""
+    counts = summary.groupby("metric").run.nunique()
+    return {name: metric for name, metric in HEADLINES.items() if counts.get(name) == summary.run.nunique()}
+
+
+def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The rows of a paper's table, mean and standard error, and what they rest on. Bold: the best, and whatever the
+    paired comparison cannot tell from it."""
+    summary, replicates = summarise(scores), summarise_replicates(bootstrap)
+    labels = present(summary.label)
+    table = pd.DataFrame({"": labels})
+    for metric, m in measured(summary).items():
+        for kind, arrow in (("average", "↑" if m.higher else "↓"), ("forgetting", "↓")):
+            rows = summary[summary.metric == metric].groupby("label")[kind]
+            best = rows.mean().idxmax() if arrow == "↑" else rows.mean().idxmin()
+            table[f"{'avg' if kind == 'average' else 'forgetting'} {m.title} {arrow}"] = [
+                f"{mark}{mean_and_error(rows.get_group(name), m.digits)}{mark}"
+                for name in labels
+                for mark in ["" if compare(summary, replicates, name, best, metric, kind).beyond_noise else "**"]
+            ]
+    drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
+    floor = scores[(scores.metric == "fid_floor") & (scores.split == "train") & (scores.extractor == drawn.extractor)]
+    floors = floor[floor.run == floor.run.iloc[0]]
+    table.loc[len(table)] = ["Real images (floor)", f"{floors.value.mean():.1f}"] + [""] * (len(table.columns) - 2)
+    terms, variance, clipped = bound.sampler.iloc[0].removeprefix("terms").split("-")
+    over = "seeds and images" if scores.seed.nunique() > 1 else "images (not over seeds)"
+    note = (
+        f"{seeds_note(scores)}. Bold: the best, and what a paired bootstrap over {over} cannot tell from it. "
+        f"FID: {drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}) against the training images "
+        f"of the task; floor: two disjoint parts of these, {sizes(floors.n)} images each. BPD: variational bound on "
+        f"{sizes(bound.n)} test images per task, {terms} timesteps each, variance {variance}, x0 {clipped}. Accuracy: "
+        f"share of samples that fall into their task's classes. Forgetting: positive means worse."
+    )
+    return table, note
+
+
+def differences_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Every pair of methods: the paired difference of FID and BPD, first minus second, with its 95 % interval."""
+    summary, replicates = summarise(scores), summarise_replicates(bootstrap)
+    rows = []
+    for one, other in combinations(present(summary.label), 2):
+        row = {"first": one, "second": other}
+        for metric in ("fid", "bpd"):
+            title, digits = METRICS[metric].title, METRICS[metric].digits
+            for kind in ("average", "forgetting"):
+                d = compare(summary, replicates, one, other, metric, kind)
+                row[f"{'avg' if kind == 'average' else kind} {title}"] = (
+                    f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+                    + ("" if d.beyond_noise else " noise")
+                )
+        rows.append(row)
+    note = (
+        f"{seeds_note(scores)}. First minus second; in brackets where 95 % of {DRAWS:,} bootstrap draws over seeds and "
+        "images lie, the same seeds and test images for both; noise: 0 lies between. With few seeds the interval is "
+        "hardly "
+        "wider than their range; with one it covers the images alone."
+    )
+    return pd.DataFrame(rows), note

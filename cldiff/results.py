@@ -1,0 +1,169 @@
+"""The folder of a finished run: what stands in it, written whole or not at all, read back as tidy tables."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+
+from .errors import Problem
+from .files import file_sha256, write_atomically
+from .run import PROTOCOL, Run
+from .unet import save_unet
+
+COLUMNS = ("after_task", "eval_task", "metric", "value", "split", "extractor", "n", "sampler")
+CURVES = ("step", "task", "eval_task", "split", "timestep", "loss", "bpd")
+TABLES = {"scores.csv": COLUMNS, "curves.csv": CURVES, "bootstrap.csv": None}  # files and their columns
+FILES = (*TABLES, "samples.png", "result.json")  # the last is written last
+WEIGHTS = "weights.pt"  # of the averaged network after the last task, beside them; published for some runs only
+
+
+class ResultError(Problem):
+    """A result folder that cannot be used; the message names it and says why."""
+
+
+def read_result(folder: Path) -> dict:
+    """result.json of a finished run. Raises ResultError if it, or a file that it vouches for, is not whole."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+        if result["protocol"] != PROTOCOL:
+            raise ResultError(f"{folder}: protocol {result['protocol']}, this version writes {PROTOCOL}")
+        for name in FILES[:-1]:
+            if file_sha256(folder / name) != result["sha256"][name]:
+                raise ResultError(f"{folder}: {name} is not the file that was written")
+        if Run(**result["run"]).name != folder.name:
+            raise ResultError(f"{folder}: its parameters belong to a run of another name")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultError(f"{folder}: cut short or damaged ({type(error).__name__}: {error})") from None
+    return result
+
+
+def load_results(results: str | Path, dataset: str | None = None) -> dict[Path, dict]:
+    """result.json of every finished run in a folder of results, of one data set or of all, by run folder.
+
+    Raises ResultError if there is none, or if two runs of a data set differ in more than method, weight and seed:
+    their numbers do not belong into one table.
+    """
+    found = {path.parent: read_result(path.parent) for path in sorted(Path(results).glob("*/result.json"))}
+    found = {path: r for path, r in found.items() if dataset in (None, r["run"]["dataset"])}
+    if not found:
+        raise ResultError(
+            f"no finished run{f' on {dataset}' if dataset else ''} in {results}: `make paper PROFILE=...` makes them"
+        )
+    first: dict[str, tuple[Path, dict]] = {}
+    for path, result in found.items():
+        run = {
+            **{
+                k: v
+                for k, v in dataclasses.asdict(Run(**result["run"])).items()
+                if k not in ("method", "weight", "options", "seed")
+            },
+            **{f"SHA-256 of {k}": v for k, v in result["sha256"].items() if k not in FILES},
+        }
+        other_path, other = first.setdefault(run["dataset"], (path, run))
+        for key in run.keys() & other.keys():  # Inception may have been missing for one of them
+            if run[key] != other[key]:
+                raise ResultError(
+                    f"{path.name} has {key}={run[key]}, {other_path.name} has {key}={other[key]}: "
+                    "results of different protocols; delete or move one of them"
+                )
+    return found
+
+
+def _load(results: str | Path, file: str, dataset: str | None) -> pd.DataFrame:
+    frames = []
+    for path, result in load_results(results, dataset).items():
+        run = Run(**result["run"])
+        frames.append(
+            pd.read_csv(path / file).assign(
+                run=path.name, dataset=run.dataset, method=run.method, weight=run.weight, seed=run.seed, label=run.label
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def load_scores(results: str | Path, dataset: str | None = None) -> pd.DataFrame:
+    """A tidy table of every score: scores.csv of each run, with run, dataset, method, weight, seed and label."""
+    return _load(results, "scores.csv", dataset)
+
+
+def load_bootstrap(results: str | Path, dataset: str | None = None) -> pd.DataFrame:
+    """A tidy table of every bootstrap over images: bootstrap.csv of each run, with run, dataset, method, weight, seed
+    and label. Columns replicate0, replicate1, ...: FID, BPD and task accuracy of resampled images."""
+    return _load(results, "bootstrap.csv", dataset)
+
+
+def load_curves(results: str | Path, dataset: str | None = None) -> pd.DataFrame:
+    """A tidy table of every curve: curves.csv of each run, with run, dataset, method, weight, seed and label."""
+    return _load(results, "curves.csv", dataset)
+
+
+def provenance(device: torch.device) -> dict:
+    """The machine, the versions and the commit that a result was made with."""
+    info = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
+    models = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+
+    def git(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True)
+
+    head = git("rev-parse", "--verify", "HEAD")
+    changed = " with changes" if git("status", "--porcelain", "--untracked-files=no").stdout else ""
+    return {
+        "machine": {
+            "cpu": models[0] if models else platform.processor() or platform.machine(),
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "torchvision", "numpy", "scipy")},
+        },
+        "commit": head.stdout.strip() + changed if head.returncode == 0 else None,
+    }
+
+
+def save_result(
+    folder: Path,
+    run: Run,
+    net: nn.Module,
+    arguments: dict,
+    tables: dict[str, list[dict]],
+    samples: Image.Image,
+    seconds: dict,
+    sha256: dict,
+    device: torch.device | str = "cpu",
+    accuracy: dict | None = None,
+) -> None:
+    """Writes the folder of a finished run, result.json last. Raises ResultError if there is a finished one.
+
+    net: the average, of a U-Net with these arguments; tables: the rows of each of TABLES; sha256: of what the numbers
+    depend on, by name; accuracy: of the extractors' classifiers on test images, by name.
+    """
+    if (folder / "result.json").exists():
+        raise ResultError(f"{folder} holds a finished run: delete it to do the run again")
+    for name, columns in TABLES.items():
+        # With pandas' own types integers stay integers beside missing values.
+        table = pd.DataFrame(tables[name], columns=columns).convert_dtypes()
+        write_atomically(folder / name, partial(table.to_csv, index=False))
+    write_atomically(folder / "samples.png", samples.save)
+    save_unet(folder / WEIGHTS, net, arguments)
+    result = {
+        "protocol": PROTOCOL,
+        "run": dataclasses.asdict(run),
+        "seconds": seconds,
+        **provenance(torch.device(device)),
+        "accuracy": accuracy or {},
+        "sha256": {**sha256, **{name: file_sha256(folder / name) for name in FILES[:-1]}},
+    }
+    write_atomically(folder / "result.json", lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
+    for path in folder.glob(".*-*"):  # what a kill left half-written
+        path.unlink(missing_ok=True)

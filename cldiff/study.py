@@ -1,0 +1,219 @@
+"""What is run: the rows of the tables, the profiles, the weights that sweeps chose. Nothing here reads results or
+runs."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from .files import write_atomically
+from .methods import METHODS
+from .run import Run
+
+CHOSEN = (
+    Path(__file__).parent / "chosen.json"
+)  # {sweep: {data set: {method: weight}}}, written by `python -m cldiff accept`
+
+
+class Row(NamedTuple):
+    """A row of a table. weight: None for the method's default or, where a sweep chooses it, the chosen one."""
+
+    method: str
+    weight: float | None = None
+    options: dict = {}
+
+
+# The rows of the study, whose findings are checked.
+STUDY = (
+    Row("finetune"),
+    Row("l2"),
+    Row("replay", 1.0),
+    Row("replay", 0.01),
+    Row("generative", 1.0),
+)
+# The rows of a sweep: what a method's weight does, looked at on validation images.
+SWEEP = tuple(Row(method, weight) for method in ("l2", "replay") for weight in (0.0, 0.001, 0.01, 0.1, 1.0, 10.0))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """datasets: by name, what differs there from `settings`, which differ from Run's defaults. sweep: the profile that
+    chose the weights of rows without one; None: methods' defaults. published: whether git keeps results and figures."""
+
+    help: str
+    datasets: dict[str, dict]
+    settings: dict = field(default_factory=dict)
+    rows: tuple[Row, ...] = STUDY
+    sweep: str | None = None
+    published: bool = False
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.rows[0].weight is not None
+
+
+_GREY = {"mnist": {}, "fashion_mnist": {}}
+_TINY = dict(channels=16, dropout=0.0, multipliers=[1, 2], blocks=1, attention=4, buffer=20, early=50, late=300)
+_DIGITS = dict(
+    _TINY,
+    steps=200,
+    batch=32,
+    learning_rate=4e-3,
+    pool=200,
+    pool_steps=10,
+    samples=256,
+    sample_steps=10,
+    bound_terms=20,
+    curve_every=40,
+)
+_SMALL = dict(
+    channels=16,
+    blocks=1,
+    dropout=0.0,
+    steps=1_000,
+    batch=32,
+    learning_rate=2e-3,
+    pool=500,
+    pool_steps=10,
+    samples=512,
+    sample_steps=10,
+    bound_terms=20,
+    bound_images=250,
+    curve_every=250,
+    curve_images=100,
+)
+_PAPER_CPU = dict(
+    patch=2,
+    channels=24,
+    multipliers=[1, 2],
+    blocks=1,
+    attention=7,
+    dropout=0.0,
+    batch=32,
+    learning_rate=1e-3,
+    pool=2_000,
+    pool_steps=20,
+    samples=1_024,
+    sample_steps=20,
+    bound_terms=20,
+    bound_images=10_000,
+    curve_images=100,
+)
+PROFILES = {
+    "smoke": Profile(
+        "a few steps of everything; nothing to learn from its numbers",
+        {"digits": {}},
+        dict(
+            _TINY,
+            steps=4,
+            batch=8,
+            channels=8,
+            pool=8,
+            pool_steps=2,
+            samples=16,
+            sample_steps=2,
+            bound_terms=4,
+            bound_images=8,
+            curve_every=2,
+            curve_images=8,
+        ),
+    ),
+    "digits": Profile("scikit-learn's digits, 8x8 pixels, from scratch", {"digits": {}}, _DIGITS, sweep="digits-sweep"),
+    "digits-long": Profile(
+        "the same with five times the steps",
+        {"digits": {}},
+        dict(_DIGITS, steps=1_000, curve_every=200),
+        sweep="digits-sweep",
+    ),
+    "small": Profile(
+        "MNIST and Fashion-MNIST, a small U-Net, 1,000 steps a task", _GREY, _SMALL, sweep="small-sweep", published=True
+    ),
+    "paper-cpu": Profile(
+        "the study's 20,000 steps a task where there is no GPU: hours for each run",
+        _GREY,
+        _PAPER_CPU,
+        sweep="paper-cpu-sweep",
+        published=True,
+    ),
+    "paper": Profile(
+        "the study's protocol, on a GPU",
+        _GREY,
+        dict(
+            channels=64, precision="bfloat16", inception=True, bound_terms=100, bound_images=10_000
+        ),  # all test images
+        sweep="small-sweep",
+        published=True,
+    ),
+    "digits-sweep": Profile(
+        "weights of L2 and of experience replay, judged on validation images", {"digits": {}}, _DIGITS, rows=SWEEP
+    ),
+    "paper-cpu-sweep": Profile(
+        "weights of L2 for paper-cpu, a twentieth of its steps",
+        _GREY,
+        dict(_PAPER_CPU, steps=1_000, samples=512, bound_terms=10, bound_images=50, curve_images=20),
+        rows=SWEEP[:6],
+    ),
+    "small-sweep": Profile(
+        "weights of L2 at 28x28, a quarter of small's steps",
+        _GREY,
+        dict(  # little measured but FID
+            _SMALL, steps=250, samples=256, bound_terms=10, bound_images=50, curve_images=20
+        ),
+        rows=SWEEP[:6],
+    ),
+}
+
+
+def row_run(row: Row, **settings) -> Run:
+    """The run of a row: its label names the row everywhere."""
+    return Run(method=row.method, weight=row.weight, options=row.options, **settings)
+
+
+def chosen(sweep: str, dataset: str, method: str) -> float:
+    """The weight that a finished sweep chose. Raises ValueError where there is none yet."""
+    found = json.loads(CHOSEN.read_text()).get(sweep, {}).get(dataset, {})
+    if method not in found:
+        raise ValueError(
+            f"no weight of {method} on {dataset} was chosen yet: `make paper PROFILE={sweep}` and then "
+            f"`python -m cldiff accept {sweep}` choose it"
+        )
+    return found[method]
+
+
+def keep_chosen(sweep: str, dataset: str, weights: dict[str, float]) -> None:
+    found = json.loads(CHOSEN.read_text())
+    found.setdefault(sweep, {})[dataset] = weights
+    write_atomically(CHOSEN, lambda path: path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n"))
+
+
+def known_profile(name: str) -> Profile:
+    """Raises ValueError for an unknown one."""
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def runs(profile: str, seeds: int = 1, only: str = "") -> list[Run]:
+    """Every run of a profile, or those whose name starts with `only`. Raises ValueError for an unknown profile, and
+    where a weight was not chosen yet."""
+    p = known_profile(profile)
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds}: expected at least 1")
+    found = []
+    for dataset, own in p.datasets.items():
+        for seed in range(seeds):
+            for row in p.rows:
+                if not (start := f"{dataset}-{row.method}-").startswith(only) and not only.startswith(start):
+                    continue  # it may lack its weight, and need not have it
+                if row.weight is None and p.sweep and METHODS[row.method].tuned:
+                    row = row._replace(weight=chosen(p.sweep, dataset, row.method))
+                found.append(row_run(row, dataset=dataset, seed=seed, **{**p.settings, **own}))
+    return [run for run in found if run.name.startswith(only)]
+
+
+def planned(profile: str, seeds: int = 1, only: str = "") -> list[Run]:
+    """The runs in the order in which they are made: a data set and seed after the other, and in each the long ones
+    (replay, the last rows) before the short ones, so that no core waits at the end."""
+    found = runs(profile, seeds, only)
+    datasets = list(dict.fromkeys(run.dataset for run in found))
+    return sorted(reversed(found), key=lambda run: (datasets.index(run.dataset), run.seed))

@@ -1,0 +1,133 @@
+"""Work done: one run, from its claim to its results, and the runs of a profile one after the other."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from filelock import Timeout
+
+from .files import claim
+from .measure import Measurer
+from .run import Run
+from .study import planned, runs
+from .tasks import load_tasks
+from .train import Step, forget, pick_device, train
+
+
+def never(margin: float) -> bool:
+    return False
+
+
+def make_run(
+    run: Run,
+    folder: Path,
+    data: str | Path = "data",
+    device: str = "auto",
+    checkpoint_seconds: float = 300,
+    stop: Callable[[float], bool] = never,
+    progress: Callable[[Step], object] = lambda step: None,
+    wait: bool = True,
+    first_task_only: bool = False,
+) -> bool:
+    """Claims a run, trains it, measures it and saves it into `folder`, from wherever an earlier call was stopped.
+
+    data: the folder of data sets. stop(margin): asked after each step whether to stop before `margin` more seconds are
+    over; then the run is left with a checkpoint. progress: called with each step. wait: for another process that is at
+    this run. first_task_only: ends with the first task, which other runs share (see Run.first_task_name). Returns
+    whether what was asked for is there. Raises Problem, ValueError or OSError with one line that says what to do.
+    """
+    try:
+        lock = nullcontext() if first_task_only else claim(folder, wait)  # train() has a lock for the first task
+    except Timeout:
+        return False
+    with lock:
+        if (folder / "result.json").exists():
+            return True
+        tasks = load_tasks(run.dataset, data)
+        measure = Measurer(run, tasks, data, pick_device(device))
+        if measure.missing:
+            print(measure.missing, file=sys.stderr)
+        total = run.steps * (1 if first_task_only else len(tasks))
+        longest, started = {}, None  # seconds of a step by kind: without and with measuring
+        try:
+            for step in train(
+                run,
+                tasks,
+                folder,
+                measure.device,
+                checkpoint_seconds=checkpoint_seconds,
+                cancelled=lambda: stop(0),
+                first_task_only=first_task_only,
+            ):
+                measure(step)
+                progress(step)
+                kind, coming = ((n % run.curve_every == 0, n == run.steps) for n in (step.step, step.step + 1))
+                if started:  # the first step of a call waits for others, and compiles
+                    longest[kind] = max(longest.get(kind, 0) / 2, time.monotonic() - started)
+                started = time.monotonic()
+                # What this call has not measured yet takes no longer than all that was measured before it.
+                most = longest.get(coming, step.learner.seconds["measure"] if any(coming) else 0)
+                if stop(5 + 2 * most) and step.total < total:
+                    step.learner.save(step.learner.checkpoint)
+                    return False
+        except Timeout:  # asked to stop while another process trained the first task
+            return False
+        if not first_task_only:
+            measure.save(folder, step.learner)
+            forget(folder)
+        return True
+
+
+def run_pending(
+    profile: str, seeds: int, only: str, out: Path, device: str, data: str, budget: float = math.inf
+) -> int:
+    """Makes the runs of a profile that are not in `out`, one after the other.
+
+    Stops before `budget` seconds are over, and on SIGTERM or Ctrl-C, with a checkpoint to continue from. Returns how
+    many runs are left. Runs that another process works on are left to it.
+    """
+    end, asked, stopped = time.monotonic() + budget, [], []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.append(True))
+
+    def over(margin: float) -> bool:
+        stopped[:] = [True] * (bool(asked) or time.monotonic() + margin > end)
+        return bool(stopped)
+
+    for run in planned(profile, seeds, only):
+        if (out / run.name / "result.json").exists():
+            continue
+        stopped.clear()
+        with progress_bar(f"{run.dataset}, {run.label}") as progress:
+            made = make_run(run, out / run.name, data, device, stop=over, progress=progress, wait=False)
+        if not made and stopped or over(0):
+            break
+    return left(profile, seeds, only, out)
+
+
+@contextmanager
+def progress_bar(title: str, tasks: int | None = None) -> Iterator[Callable[[Step], object]]:
+    """A progress of make_run that shows a bar from the first step on; its end is that of so many tasks, or of all."""
+    from tqdm import tqdm
+
+    bars = []
+
+    def show(step: Step) -> None:
+        if not bars:
+            total = (tasks or len(step.learner.tasks)) * step.learner.run.steps
+            bars.append(tqdm(total=total, unit="step", desc=title))
+        bars[0].update(step.total - bars[0].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def left(profile: str, seeds: int, only: str, out: Path) -> int:
+    return sum(not (out / run.name / "result.json").exists() for run in runs(profile, seeds, only))

@@ -1,0 +1,231 @@
+"""The verdicts, on made-up results: each condition of each finding decides."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cldiff.findings import (
+    FINDINGS,
+    FINETUNING,
+    GENERATIVE,
+    L2,
+    LIGHT,
+    REPLAY,
+    STUDIED,
+    Evidence,
+    Finding,
+    answer,
+    findings_table,
+    less,
+)
+from cldiff.stats import Difference
+
+SEEDS = 3
+
+
+class MadeUp(Evidence):
+    """Of numbers instead of results, the same for each seed; scores are compared without noise, and `open` within it."""
+
+    def __init__(self, **changes):
+        self.seeds, self.steps, self.early, self.late, self.open = SEEDS, 100, 50, 700, set()
+        # What the study found: (average, forgetting) by label and metric; (before, after) of curves.
+        self.table = {(label, metric): (20.0, 10.0) for label in STUDIED for metric in ("fid", "bpd")}
+        self.table |= {
+            (L2, "fid"): (90.0, 1.0),
+            (L2, "bpd"): (30.0, 1.0),
+            (LIGHT, "fid"): (10.0, 5.0),
+            (LIGHT, "bpd"): (10.0, 5.0),
+            (GENERATIVE, "fid"): (30.0, 9.0),
+        }
+        self.old = {
+            (FINETUNING, "fid"): (900.0, 30.0),
+            (FINETUNING, "bpd"): (2.1, 2.0),
+            (FINETUNING, "taken_for_current"): (0.9, 0.1),
+            (FINETUNING, "accuracy"): (0.0, 1.0),
+            (REPLAY, "accuracy"): (0.9, 1.0),
+        }
+        self.curves = {
+            (FINETUNING, None, "validation"): (2.0, 2.1),
+            (REPLAY, None, "validation"): (2.0, 2.5),
+            (FINETUNING, 50, "validation"): (1.0, 1.1),
+            (FINETUNING, 700, "validation"): (1.0, 2.0),
+            (REPLAY, 50, "validation"): (1.0, 1.5),
+            (REPLAY, 50, "buffer"): (1.0, 0.5),
+            (REPLAY, 700, "validation"): (1.0, 0.9),
+            (REPLAY, 700, "buffer"): (1.0, 0.8),
+        }
+        for name, value in changes.items():
+            getattr(self, name).update(value)
+
+    def old_and_new(self, label, metric, split=None):
+        return tuple(np.full(SEEDS, v) for v in self.old[label, metric])
+
+    def task1(self, label, timestep=None, split="validation"):
+        return tuple(np.full(SEEDS, v) for v in self.curves[label, timestep, split])
+
+    def value(self, label, metric, kind="average"):
+        return np.full(SEEDS, self.table[label, metric][kind == "forgetting"])
+
+    def smaller(self, one, other, metric, kind):
+        if (metric, kind) in self.open:
+            return None
+        return bool(self.value(one, metric, kind)[0] < self.value(other, metric, kind)[0])
+
+    def best(self, metric, kind="average"):
+        return min(STUDIED, key=lambda label: self.value(label, metric, kind)[0])
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_where_the_study_is_right_every_finding_holds(number):
+    assert FINDINGS[number](MadeUp()).verdict == "holds"
+
+
+BREAKS = [  # number of the finding, what breaks one of its conditions, which one
+    (1, {"old": {(FINETUNING, "fid"): (100.0, 30.0)}}, 0),
+    (1, {"old": {(FINETUNING, "bpd"): (3.0, 2.0)}}, 1),
+    (1, {"old": {(FINETUNING, "taken_for_current"): (0.4, 0.1)}}, 2),
+    (2, {"table": {(L2, "fid"): (90.0, 6.0)}}, 0),
+    (2, {"table": {(L2, "bpd"): (30.0, 6.0)}}, 1),
+    (2, {"table": {(L2, "fid"): (15.0, 1.0)}}, 2),
+    (3, {"table": {(LIGHT, "fid"): (21.0, 5.0)}}, 0),
+    (3, {"table": {(LIGHT, "bpd"): (21.0, 5.0)}}, 1),
+    (4, {"old": {(REPLAY, "accuracy"): (0.4, 1.0)}}, 0),
+    (4, {"curves": {(REPLAY, None, "validation"): (2.0, 2.0)}}, 1),
+    (5, {"table": {(GENERATIVE, "fid"): (9.0, 9.0)}}, 0),
+    (6, {"curves": {(FINETUNING, 50, "validation"): (1.0, 1.3)}}, 0),
+    (6, {"curves": {(FINETUNING, 700, "validation"): (1.0, 1.15)}}, 1),
+    (7, {"curves": {(REPLAY, 50, "buffer"): (1.0, 1.2)}}, 0),
+    (7, {"curves": {(REPLAY, 50, "validation"): (1.0, 0.9)}}, 1),
+    (7, {"curves": {(REPLAY, 700, "buffer"): (1.0, -0.5)}}, 2),
+    (7, {"curves": {(REPLAY, 700, "validation"): (1.0, 1.1)}}, 3),
+    (7, {"curves": {(FINETUNING, 700, "validation"): (1.0, 0.85)}}, 4),
+]
+
+
+@pytest.mark.parametrize("number, changes, condition", BREAKS, ids=str)
+def test_each_condition_decides(number, changes, condition):
+    found = FINDINGS[number - 1](MadeUp(**changes))
+    assert [k for k, met in enumerate(found.conditions) if met is False] == [condition]
+    assert found.verdict == ("does not hold" if len(found.conditions) == 1 else "holds in part")
+
+
+def test_there_is_a_break_for_each_condition():
+    assert {(n, k) for n, _, k in BREAKS} == {
+        (n, k) for n, finding in enumerate(FINDINGS, 1) for k in range(len(finding(MadeUp()).conditions))
+    }
+
+
+@pytest.mark.parametrize(
+    "number, open", [(2, {("fid", "forgetting")}), (3, {("bpd", "average")}), (5, {("fid", "average")})]
+)
+def test_what_lies_within_noise_is_open(number, open):
+    found = FINDINGS[number - 1](MadeUp(open=open))
+    assert None in found.conditions and False not in found.conditions
+    assert found.verdict == ("within noise" if len(found.conditions) == 1 else "holds in part")
+
+
+@pytest.mark.parametrize(
+    "conditions, verdict",
+    [
+        ([True, True], "holds"),
+        ([True, False], "holds in part"),
+        ([True, None], "holds in part"),
+        ([None, False], "within noise"),
+        ([False, False], "does not hold"),
+    ],
+)
+def test_verdict(conditions, verdict):
+    assert Finding("", "", conditions).verdict == verdict
+
+
+def test_a_difference_answers_where_zero_lies_outside():
+    assert (
+        answer(Difference(-1, -2, -0.1)) is True
+        and answer(Difference(1, 0.1, 2)) is False
+        and answer(Difference(0, -1, 1)) is None
+    )
+    assert (
+        less(np.array([1.0, 2.0]), 3.0) is True
+        and less(np.array([1.0, 5.0]), 3.0) is None
+        and less(4.0, np.array([1.0, 2.0])) is False
+    )
+
+
+def test_the_table_says_how_little_few_seeds_say():
+    for seeds, words in (
+        (1, "compared without any"),
+        (2, "one time in two"),
+        (3, "one time in four"),
+        (4, "4 seeds agrees."),
+    ):
+        evidence = MadeUp()
+        evidence.seeds = seeds
+        table, note = findings_table(evidence)
+        assert len(table) == 7 and words in note and "100 steps per task" in note
+
+
+WRONG = {  # by number of the finding: no condition of it is met
+    1: {
+        "old": {
+            (FINETUNING, "fid"): (30.0, 30.0),
+            (FINETUNING, "bpd"): (3.0, 2.0),
+            (FINETUNING, "taken_for_current"): (0.1, 0.1),
+        }
+    },
+    2: {"table": {(L2, "fid"): (10.0, 20.0), (L2, "bpd"): (30.0, 20.0)}},
+    3: {"table": {(LIGHT, "fid"): (40.0, 5.0), (LIGHT, "bpd"): (40.0, 5.0)}},
+    4: {"old": {(REPLAY, "accuracy"): (0.1, 1.0)}, "curves": {(REPLAY, None, "validation"): (2.0, 2.0)}},
+    5: {"table": {(GENERATIVE, "fid"): (5.0, 9.0)}},
+    6: {"curves": {(FINETUNING, 50, "validation"): (1.0, 1.5), (FINETUNING, 700, "validation"): (1.0, 1.1)}},
+    7: {
+        "curves": {
+            (REPLAY, 50, "validation"): (1.0, 0.9),
+            (REPLAY, 50, "buffer"): (1.0, 1.2),
+            (REPLAY, 700, "validation"): (1.0, 3.0),
+            (REPLAY, 700, "buffer"): (1.0, 1.0),
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("number", WRONG)
+def test_where_no_condition_is_met_a_finding_does_not_hold(number):
+    found = FINDINGS[number - 1](MadeUp(**WRONG[number]))
+    assert found.conditions == [False] * len(found.conditions) and found.verdict == "does not hold"
+
+
+class Scattered(MadeUp):
+    """Every number differs from seed to seed by so much that nothing is beyond noise."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = {(metric, kind) for metric in ("fid", "bpd") for kind in ("average", "forgetting")}
+        self.calls = 0
+
+    def scattered(self) -> np.ndarray:
+        self.calls += 1  # each another order, so that a difference has no sign of its own
+        return np.roll([-1e4, 1.0, 1e4], self.calls)
+
+    def old_and_new(self, label, metric, split=None):
+        return self.scattered(), self.scattered()
+
+    def task1(self, label, timestep=None, split="validation"):
+        return np.ones(SEEDS), 1 + self.scattered()
+
+    def value(self, label, metric, kind="average"):
+        return np.array([-1e4, 0.0, 1e4]) if label == L2 else np.full(SEEDS, 1.0)
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_where_seeds_disagree_a_finding_lies_within_noise(number):
+    found = FINDINGS[number](Scattered())
+    assert True not in found.conditions and None in found.conditions and found.verdict == "within noise"
+
+
+@pytest.mark.parametrize("missing", STUDIED)
+def test_a_row_that_is_missing_is_named_in_one_line(missing):
+    scores = pd.DataFrame({"label": [label for label in STUDIED if label != missing], "seed": 0})
+    with pytest.raises(ValueError) as error:
+        Evidence(scores, scores, scores, {"steps": 100, "early": 50, "late": 700})
+    assert str(error.value).startswith(f"no results of {missing}: the findings compare ")
+    assert "\n" not in str(error.value)
