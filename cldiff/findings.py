@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from .rows import STUDY, Row
 from .stats import Difference, compare, paired_difference, result_matrix, summarise, summarise_replicates
-from .study import STUDY, Row, row_run
+from .study import row_run
 
 FINETUNING, L2 = (row_run(Row(method)).label for method in ("finetune", "l2"))
 REPLAY, LIGHT = (row_run(Row("replay", weight)).label for weight in (1.0, 0.01))

@@ -11,6 +11,7 @@ from .features import FeatureError, load_inception, load_lenet, real_features
 from .learner import Learner
 from .methods.replay import buffer
 from .metrics import (
+    AgainstKept,
     AgainstReal,
     Drawn,
     OfClasses,
@@ -105,6 +106,20 @@ class Measurer:
                     last or task.index == after
                 ):  # what average and forgetting are made of
                     replicates |= self._resampled(drawn, extractor.name)
+            kept = buffer(learner, task.index).images
+            learner.record["scores"] += [
+                {
+                    **row,
+                    "metric": name,
+                    "split": metric.split,
+                    "value": metric.value(samples, kept),
+                    "extractor": None,
+                    "n": len(samples),
+                    "sampler": run.sampler,
+                }
+                for name, metric in metrics_of(AgainstKept).items()
+                if len(kept) > 1
+            ]
             replicates |= self._of_images(learner, task, row)
             if last or task.index == after:
                 learner.record["bootstrap"] += [

@@ -102,6 +102,13 @@ def task_accuracy(classes: Tensor, wanted: tuple[int, ...]) -> float:
     return torch.isin(classes, torch.tensor(wanted)).double().mean().item()
 
 
+def copied(samples: Tensor, kept: Tensor) -> float:
+    """Share of samples that are nearly one of the images kept of their task: closer to it than a third of the way to
+    any other, in pixels (Yoon et al. 2023). samples: uint8 (N, C, H, W); kept: (M, C, H, W), M of at least 2."""
+    near = torch.cdist(samples.flatten(1).double(), kept.flatten(1).double()).topk(2, largest=False).values
+    return (near[:, 0] < near[:, 1] / 3).double().mean().item()
+
+
 @torch.no_grad()
 def losses_by_timestep(
     diffusion: Diffusion,
@@ -184,6 +191,13 @@ class OfClasses(Metric):
     """value(drawn: Drawn) -> float, for each extractor that has a classifier."""
 
 
+class AgainstKept(Metric):
+    """value(samples: uint8 (N, C, H, W), kept: uint8 (M, C, H, W)) -> float, in pixels; kept: the images of the task
+    that methods of replay store, whether this one does or not."""
+
+    split = "buffer"
+
+
 @dataclass(frozen=True)
 class OfImages(Metric):
     """value(predictor: Predictor) -> (N,), for each test image; the score is the mean. how: what the column `sampler`
@@ -208,6 +222,7 @@ METRICS: dict[str, Metric] = {
         "BPD, fixedsmall, unclipped", 3, lambda p: p.bits["fixedsmall", False], how="-fixedsmall-unclipped"
     ),
     "accuracy": OfClasses("accuracy", 3, lambda d: task_accuracy(d.classes, d.task.classes), True, headline=True),
+    "copied": AgainstKept("copies of the buffer", 3, copied),
     "taken_for_current": OfClasses("taken for the last task", 3, lambda d: task_accuracy(d.classes, d.current.classes)),
 }
 

@@ -11,18 +11,7 @@ from .results import ResultError, read_result
 from .study import known_profile, planned, runs
 from .train import CHECKPOINT, first_task_path
 
-FIGURES = (
-    "table",
-    "figure_1",
-    "figure_2",
-    "figure_matrices",
-    "figure_timesteps",
-    "figure_samples",
-    "figure_strip",
-    "table_protocols",
-    "findings",
-)  # notebooks, each executed once for every data set
-PAPER = "paper.ipynb"  # made when all of them are there
+PAPER = "paper.ipynb"  # made when all figures are there
 
 
 def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 300) -> dict[str, dict]:
@@ -58,7 +47,7 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
         found[f"{folder}/result.json"] = job
     folders = {"results": f"../results/{profile}", "figures": f"../figures/{profile}"}
     for dataset in p.datasets:
-        for name in ("sweep",) if p.is_sweep else FIGURES:
+        for name in p.figures:
             target = f"figures/{profile}/{name}-{dataset}.ipynb"
             found[target] = {
                 "kind": "figure",
@@ -66,7 +55,7 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
                 "output": target,
                 "parameters": {"dataset": dataset, **folders},
             }
-    if not p.is_sweep:
+    if p.has_paper:
         target = f"figures/{profile}/{PAPER}"
         found[target] = {
             "kind": "paper",

@@ -26,6 +26,7 @@ class Run(Parameters):
     )
     seed: int = number(0, 0, 2**31 - 1, help="of everything that is drawn")
     # Training
+    tasks: int = number(0, 0, help="the first so many tasks of the data set alone; 0: all", later=True)
     steps: int = number(20_000, 1, help="gradient steps for each task")
     batch: int = number(128, 1, help="images of the current task in a step; replay adds as many")
     learning_rate: float = number(2e-4, 1e-12, 1, help="of Adam")
@@ -68,6 +69,9 @@ class Run(Parameters):
                 f"curve_every={self.curve_every}: expected a divisor of steps={self.steps}, "
                 "so that each task ends with a point of the curves"
             )
+        most = DATASETS[self.dataset].tasks
+        if self.tasks == 1 or self.tasks > most:
+            raise ValueError(f"tasks={self.tasks}: expected 0 (all of {self.dataset}), or 2 .. {most}")
         for name in ("pool_steps", "sample_steps", "bound_terms"):
             if getattr(self, name) > self.timesteps:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at most timesteps={self.timesteps}")

@@ -1,55 +1,49 @@
-"""What is run: the rows of the tables, the profiles, the weights that sweeps chose. Nothing here reads results or
-runs."""
+"""The profiles, and the weights that sweeps chose. Nothing here reads results or runs."""
 
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from .files import write_atomically
 from .methods import METHODS
+from .rows import REPLAY, STUDY, SWEEP, Row
 from .run import Run
 
 CHOSEN = (
     Path(__file__).parent / "chosen.json"
 )  # {sweep: {data set: {method: weight}}}, written by `python -m cldiff accept`
 
-
-class Row(NamedTuple):
-    """A row of a table. weight: None for the method's default or, where a sweep chooses it, the chosen one."""
-
-    method: str
-    weight: float | None = None
-    options: dict = {}
-
-
-# The rows of the study, whose findings are checked.
-STUDY = (
-    Row("finetune"),
-    Row("l2"),
-    Row("replay", 1.0),
-    Row("replay", 0.01),
-    Row("generative", 1.0),
+# The study's notebooks, each executed once for every data set; its paper is made when all of them are there.
+FIGURES = (
+    "table",
+    "figure_1",
+    "figure_2",
+    "figure_matrices",
+    "figure_timesteps",
+    "figure_samples",
+    "figure_strip",
+    "table_protocols",
+    "findings",
 )
-# The rows of a sweep: what a method's weight does, looked at on validation images.
-SWEEP = tuple(Row(method, weight) for method in ("l2", "replay") for weight in (0.0, 0.001, 0.01, 0.1, 1.0, 10.0))
 
 
 @dataclass(frozen=True)
 class Profile:
     """datasets: by name, what differs there from `settings`, which differ from Run's defaults. sweep: the profile that
-    chose the weights of rows without one; None: methods' defaults. published: whether git keeps results and figures."""
+    chose the weights of rows without one; None: methods' defaults. figures: the notebooks that show its results.
+    published: whether git keeps results and figures."""
 
     help: str
     datasets: dict[str, dict]
     settings: dict = field(default_factory=dict)
     rows: tuple[Row, ...] = STUDY
     sweep: str | None = None
+    figures: tuple[str, ...] = FIGURES
     published: bool = False
 
     @property
-    def is_sweep(self) -> bool:
-        return self.rows[0].weight is not None
+    def has_paper(self) -> bool:
+        return self.figures == FIGURES
 
 
 _GREY = {"mnist": {}, "fashion_mnist": {}}
@@ -144,14 +138,29 @@ PROFILES = {
         sweep="small-sweep",
         published=True,
     ),
+    "replay": Profile(
+        "the replay experiment: two tasks of the digits, 1,000 steps each",
+        {"digits": {}},
+        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
+        REPLAY,
+        figures=("replay",),
+    ),
+    "replay-short": Profile(
+        "the same with 200 steps", {"digits": {}}, dict(_DIGITS, tasks=2), REPLAY, figures=("replay",)
+    ),
     "digits-sweep": Profile(
-        "weights of L2 and of experience replay, judged on validation images", {"digits": {}}, _DIGITS, rows=SWEEP
+        "weights of L2 and of experience replay, judged on validation images",
+        {"digits": {}},
+        _DIGITS,
+        SWEEP,
+        figures=("sweep",),
     ),
     "paper-cpu-sweep": Profile(
         "weights of L2 for paper-cpu, a twentieth of its steps",
         _GREY,
         dict(_PAPER_CPU, steps=1_000, samples=512, bound_terms=10, bound_images=50, curve_images=20),
         rows=SWEEP[:6],
+        figures=("sweep",),
     ),
     "small-sweep": Profile(
         "weights of L2 at 28x28, a quarter of small's steps",
@@ -160,6 +169,7 @@ PROFILES = {
             _SMALL, steps=250, samples=256, bound_terms=10, bound_images=50, curve_images=20
         ),
         rows=SWEEP[:6],
+        figures=("sweep",),
     ),
 }
 

@@ -56,8 +56,9 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def load_tasks(dataset: str, root: str | Path = "data") -> list[Task]:
-    """The tasks of a data set of DATASETS: its classes in label order, two for each task, {0, 1}, {2, 3}, ...
+def load_tasks(dataset: str, root: str | Path = "data", first: int = 0) -> list[Task]:
+    """The tasks of a data set of DATASETS: its classes in label order, two for each task, {0, 1}, {2, 3}, ...; the
+    first so many, or all (0).
 
     root: the folder of its files, in torchvision's layout; what is missing is downloaded. Raises ValueError for an
     unknown data set, DataError for a file that is damaged or cannot be had.
@@ -73,7 +74,7 @@ def load_tasks(dataset: str, root: str | Path = "data") -> list[Task]:
         )
     train, validation = _cut(train, one_in=10)
     tasks = []
-    for index in range(known.classes // known.classes_per_task):
+    for index in range(first or known.tasks):
         classes = tuple(range(known.classes_per_task * index, known.classes_per_task * (index + 1)))
         of_task = [split[torch.isin(split.labels, torch.tensor(classes))] for split in (train, validation, test)]
         tasks.append(Task(index, classes, *of_task))
@@ -165,6 +166,10 @@ class Dataset:
     classes: int = 10
     classes_per_task: int = 2
     lenet_epochs: int = 8  # of the LeNet whose features are compared
+
+    @property
+    def tasks(self) -> int:
+        return self.classes // self.classes_per_task
 
 
 DATASETS = {

@@ -29,7 +29,7 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
     """
     result = read_result(folder)
     run = Run(**result["run"])
-    lenet, tasks = load_lenet(run.dataset), load_tasks(run.dataset, data)
+    lenet, tasks = load_lenet(run.dataset), load_tasks(run.dataset, data, run.tasks)
     if result["sha256"]["lenet"] != lenet.sha256:
         raise ResultError(f"{folder}: measured with another LeNet than this version's")
     learner = Learner(dataclasses.replace(run, compiled=False), tasks)

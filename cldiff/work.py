@@ -47,7 +47,7 @@ def make_run(
     with lock:
         if (folder / "result.json").exists():
             return True
-        tasks = load_tasks(run.dataset, data)
+        tasks = load_tasks(run.dataset, data, run.tasks)
         measure = Measurer(run, tasks, data, pick_device(device))
         if measure.missing:
             print(measure.missing, file=sys.stderr)

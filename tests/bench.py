@@ -36,8 +36,9 @@ from cldiff.features import LeNet, extract
 from cldiff.files import write_atomically
 from cldiff.learner import Learner
 from cldiff.results import provenance
+from cldiff.rows import STUDY
 from cldiff.run import Run
-from cldiff.study import STUDY, runs
+from cldiff.study import runs
 from cldiff.tasks import Split, Task, to_model
 from cldiff.train import pick_device
 

@@ -147,7 +147,7 @@ def run_all(page: Page, notebook: Path) -> Locator:
     page.locator("#jp-MainMenu").get_by_text("Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     output = page.locator(".jp-Notebook .jp-CodeCell").last.locator(".jp-OutputArea-output").last
-    output.or_(failures(page)).first.wait_for(state="attached", timeout=180 * SECOND)
+    output.or_(failures(page)).first.wait_for(state="attached", timeout=600 * SECOND)
     expect(page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")).to_be_visible()
     page.keyboard.press("Control+s")
     expect(page.get_by_text("Saving completed")).to_be_visible()

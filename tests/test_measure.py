@@ -235,8 +235,11 @@ def test_fid_by_number_of_samples_ends_at_the_fid_of_the_table(finished):
 
 def test_scores_say_what_they_rest_on(finished):
     bound = finished.scores.metric.isin(list(BOUNDS))
-    drawn, bound = finished.scores[~bound & (finished.scores.metric != "fid_by_n")], finished.scores[bound]
+    copies = finished.scores.metric == "copied"
+    drawn, bound = finished.scores[~bound & ~copies & (finished.scores.metric != "fid_by_n")], finished.scores[bound]
     assert set(drawn.extractor) == {"lenet"} and set(drawn.n) == {16} and set(drawn.sampler) == {"ddim2"}
+    of_pixels = finished.scores[copies]
+    assert of_pixels.extractor.isna().all() and set(of_pixels.n) == {16} and set(of_pixels.split) == {"buffer"}
     assert bound.extractor.isna().all() and set(bound.n) == {8}
 
 

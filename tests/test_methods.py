@@ -101,10 +101,10 @@ def test_the_l2_anchor_is_the_network_after_the_task_before(three):
 # What one update descends
 
 
-def prepared(method, tasks) -> tuple[Learner, dict]:
+def prepared(method, tasks, **changes) -> tuple[Learner, dict]:
     """At task 3, away from the zeros of a new last layer and from where the task began, which is returned too; without
     dropout and clipping."""
-    learner = at_task(tiny(method, weight=0.3, dropout=0.0, clip=1e9), tasks, 2)
+    learner = at_task(tiny(method, weight=0.3, dropout=0.0, clip=1e9, **changes), tasks, 2)
     start = copied(learner.net)
     with torch.no_grad():
         for p in learner.net.parameters():

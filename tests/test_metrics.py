@@ -397,3 +397,10 @@ def test_other_seeds_are_refused_and_compare_takes_those_of_both():
         stats.summarise(table), stats.summarise_replicates(bootstrap_of(table)), "Finetuning", "L2", "fid", "average"
     )
     assert d == (3, 3, 3)  # of seed 1 alone
+
+
+def test_a_copy_is_closer_to_one_kept_image_than_a_third_of_the_way_to_any_other():
+    kept = torch.tensor([0, 90, 200], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    # 22 of 68 is less than a third, 23 of 67 is not; 45 lies between; 180 is 20 of 90 away
+    samples = torch.tensor([22, 23, 45, 180, 90], dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 2, 2)
+    assert metrics.copied(samples, kept) == 3 / 5

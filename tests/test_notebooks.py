@@ -137,7 +137,7 @@ def test_notebook_source_is_clean(path):
 def test_every_notebook_is_executed_by_a_test():
     executed = {
         Path(job["notebook"]).stem
-        for profile in ("smoke", "paper", "digits-sweep")
+        for profile in ("smoke", "paper", "digits-sweep", "replay")
         for job in jobs(profile).values()
         if job["kind"] != "first_task"
     }

@@ -14,8 +14,9 @@ from cldiff.files import write_atomically
 from cldiff.plan import jobs
 from cldiff.report.plots import ORDER
 from cldiff.results import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result, save_result
+from cldiff.rows import STUDY
 from cldiff.stats import best_weights
-from cldiff.study import PROFILES, STUDY, planned, runs
+from cldiff.study import PROFILES, planned, runs
 from cldiff.unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +154,7 @@ def test_run_notebook_has_every_parameter_of_a_run():
     [
         (
             ["digitz"],
-            "error: unknown profile 'digitz'; known: smoke, digits, digits-long, small, paper-cpu, paper, digits-sweep, paper-cpu-sweep, small-sweep",
+            "error: unknown profile 'digitz'; known: smoke, digits, digits-long, small, paper-cpu, paper, replay, replay-short, digits-sweep, paper-cpu-sweep, small-sweep",
         ),
         (["smoke", "--seeds", "0"], "error: seeds=0: expected at least 1"),
         (["smoke", "--seeds", "two"], "error: argument --seeds: invalid int value: 'two'"),

@@ -53,6 +53,12 @@ def test_digits_are_five_tasks_of_two_classes(digits):
             assert len(split) == len(split.labels)
 
 
+def test_the_first_tasks_alone_are_those_of_all(digits):
+    two = load_tasks("digits", first=2)
+    assert [task.classes for task in two] == [(0, 1), (2, 3)]
+    assert all(torch.equal(one.train.images, other.train.images) for one, other in zip(two, digits))
+
+
 def test_digits_use_the_whole_range_of_grey(digits):
     images = torch.cat([task.train.images for task in digits])
     assert images.unique().tolist() == [round(255 * grey / 16) for grey in range(17)]

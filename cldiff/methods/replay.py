@@ -38,7 +38,11 @@ class Replay(Method):
     def batch(self, learner: Learner, current: Batch) -> Batch:
         if not self.state or self.weight == 0:
             return current
-        return current + learner.draw(self.state["images"], self.state["task"], "replay", self.weight)
+        return current + self.replayed(learner)
+
+    def replayed(self, learner: Learner) -> Batch:
+        """A second batch, of as many images."""
+        return learner.draw(self.state["images"], self.state["task"], "replay", self.weight)
 
 
 class GenerativeReplay(Replay):

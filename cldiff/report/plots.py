@@ -12,7 +12,8 @@ from PIL import Image
 
 from ..files import write_atomically
 from ..results import load_results
-from ..study import STUDY, row_run
+from ..rows import STUDY
+from ..study import row_run
 
 PAGE = 7.2  # width of a page, inches
 ORDER = [row_run(row).label for row in STUDY]

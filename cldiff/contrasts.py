@@ -1,0 +1,99 @@
+"""An experiment of many arms: outcomes of each run, the choice of arms on validation images, and contrasts."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .stats import average, result_matrix
+
+
+class Contrast(NamedTuple):
+    """A question that is fixed before the runs: does the first arm differ from the second in an outcome?"""
+
+    question: str
+    first: str  # labels
+    second: str
+    outcome: str  # a column of outcomes()
+
+
+def outcomes(scores: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """One row for each label and seed (the index), of the model after the last task.
+
+    fid, bpd, recall, accuracy: averages over tasks, on test images; fid of old tasks and of the new one as fid_old and
+    fid_new; bpd_old; copied: share of old tasks' samples that are copies of buffer images. To choose by, on validation
+    images: fid_validation, average over tasks; bpd_validation, of task 1.
+    """
+    rows = []
+    ends = curves[curves.step == curves.step.max()].set_index("run")
+    for (run, label, seed), part in scores.groupby(["run", "label", "seed"], sort=False):
+        fid, bpd, recall, copied = (
+            result_matrix(part, metric, split)
+            for metric, split in (("fid", "test"), ("bpd", "test"), ("recall", "test"), ("copied", "buffer"))
+        )
+        end = ends.loc[run]
+        rows.append(
+            {
+                "label": label,
+                "seed": seed,
+                "fid": average(fid),
+                "bpd": average(bpd),
+                "fid_old": fid[-1, :-1].mean(),
+                "fid_new": fid[-1, -1],
+                "bpd_old": bpd[-1, :-1].mean(),
+                "recall": average(recall),
+                "accuracy": average(result_matrix(part, "accuracy")),
+                "copied": copied[-1, :-1].mean(),
+                "fid_validation": average(result_matrix(part, "fid", "validation")),
+                "bpd_validation": end.bpd.dropna().item(),
+            }
+        )
+    return pd.DataFrame(rows).set_index(["label", "seed"])
+
+
+def best(found: pd.DataFrame, labels: list[str], *by: str) -> str:
+    """The label with the lowest mean over seeds of an outcome; of several, with the lowest sum of ranks in them."""
+    means = found.loc[labels, list(by)].groupby("label", sort=False).mean()
+    return means.rank().sum(axis=1).idxmin()
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's (1979) correction of p-values for their number."""
+    order, n = np.argsort(p), len(p)
+    adjusted = np.empty(n)
+    adjusted[order] = np.maximum.accumulate(p[order] * (n - np.arange(n))).clip(max=1)
+    return adjusted
+
+
+def tested(found: pd.DataFrame, contrasts: list[Contrast]) -> pd.DataFrame:
+    """Each contrast with means over the seeds that both arms have, their difference with its 95 % interval, and p of a
+    paired t-test, corrected by Holm for all of them. FID, which differs by factors, is compared by its logarithm: its
+    difference is a ratio."""
+    rows = []
+    for question, first, second, outcome in contrasts:
+        one, other = found.loc[first, outcome], found.loc[second, outcome]
+        seeds = one.index.intersection(other.index)
+        if len(seeds) < 2:
+            raise ValueError(f"{question}: {len(seeds)} seed of {first} and {second}; expected at least 2 (SEEDS=)")
+        one, other, ratio = one[seeds], other[seeds], outcome.startswith("fid")
+        test = stats.ttest_rel(*((np.log(one), np.log(other)) if ratio else (one, other)))
+        interval = test.confidence_interval()
+        mean = np.log(one / other).mean() if ratio else (one - other).mean()
+        values = np.array([mean, interval.low, interval.high])
+        rows.append(
+            {
+                "question": question,
+                "first": first,
+                "second": second,
+                "outcome": outcome,
+                "seeds": len(seeds),
+                "mean of the first": one.mean(),
+                "mean of the second": other.mean(),
+                **dict(zip(("difference", "low", "high"), np.exp(values) if ratio else values)),
+                "ratio": ratio,
+                "p": test.pvalue,
+            }
+        )
+    table = pd.DataFrame(rows)
+    return table.assign(holm=holm(table.p.to_numpy()))

@@ -1,0 +1,61 @@
+"""Experience replay that finds out at which timesteps it overfits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..parameters import Parameters, number
+from .base import Batch
+from .replay import Replay
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+
+class SelfTunedReplay(Replay):
+    """Experience replay that keeps a tenth of its images, one of each task at least, unseen: where the loss of the
+    others falls below theirs, the weight falls with it, by their ratio, in each bin of timesteps."""
+
+    label = "Self-tuned replay"
+
+    @dataclass(frozen=True)
+    class Options(Parameters):
+        bins: int = number(20, 1, help="of timesteps, each with a weight of its own")
+        every: int = number(50, 1, help="steps between two measurements")
+
+    def start_task(self, learner: Learner) -> None:
+        super().start_task(learner)
+        images, task = self.state["images"], self.state["task"]
+        place = torch.cat(
+            [torch.arange(int((task == k).sum())) for k in range(learner.task)]
+        )  # of an image, in its task
+        held = (place % 10 == 1).to(learner.device)
+        unseen = held if held.any() else ~held  # of a single image there is no tenth: plain replay
+        self.state = {"images": images[~held], "task": task[~held]}
+        self.state |= {"unseen": images[unseen], "unseen task": task[unseen]}
+        self.state["losses"] = torch.zeros(2, self.options.bins, device=learner.device)  # of the buffer, of the unseen
+
+    @torch.no_grad()
+    def measure(self, learner: Learner) -> None:
+        """Running means of both losses by bin. Images differ; timesteps and noise are the same for both."""
+        bins, T = self.options.bins, learner.run.timesteps
+        bin = torch.arange(4 * bins, device=learner.device) % bins
+        inside = torch.rand(len(bin), generator=learner.generator("place in the bin"), device=learner.device)
+        t = ((bin + inside) * T / bins).long().clamp(max=T - 1)
+        for row, (images, task) in enumerate((("images", "task"), ("unseen", "unseen task"))):
+            batch = learner.draw(self.state[images], self.state[task], "self-tuning", size=len(t))
+            guess = learner.ema(learner.diffusion.noised(batch.x0, t, batch.noise), t, batch.task)
+            found = (guess - batch.noise).square().flatten(1).mean(1).view(4, bins).mean(0)
+            losses = self.state["losses"][row]
+            losses.copy_(torch.where(losses > 0, 0.9 * losses + 0.1 * found, found))
+
+    def replayed(self, learner: Learner) -> Batch:
+        if learner.step % self.options.every == 0:
+            self.measure(learner)
+        batch = super().replayed(learner)
+        seen, unseen = self.state["losses"]
+        bin = batch.t * self.options.bins // learner.run.timesteps
+        return replace(batch, share=batch.share * (seen / unseen).clamp(max=1)[bin])

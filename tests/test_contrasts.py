@@ -1,0 +1,85 @@
+"""The analysis of an experiment of many arms, on made-up results."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from cldiff.contrasts import Contrast, best, holm, outcomes, tested
+
+
+def arms(**values) -> pd.DataFrame:
+    """By label: an outcome for each seed."""
+    return pd.concat(
+        pd.DataFrame(columns, index=pd.MultiIndex.from_product([[label], range(3)], names=["label", "seed"]))
+        for label, columns in values.items()
+    )
+
+
+def test_holm_multiplies_by_what_is_left_and_never_falls():
+    """Smallest first: 4 * .01, 3 * .02, 2 * .025 < .06, 1 * .5; and never above 1."""
+    assert holm(np.array([0.02, 0.5, 0.01, 0.025])) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert holm(np.array([0.6, 0.7])).tolist() == [1, 1]
+
+
+def test_the_best_has_the_lowest_mean_or_the_lowest_sum_of_ranks():
+    found = arms(
+        one={"fid": [1, 2, 3], "bpd": [9, 9, 9]},
+        two={"fid": [2, 3, 4], "bpd": [1, 1, 1]},
+        other={"fid": [0, 0, 0], "bpd": [0, 0, 0]},  # not among those to choose from
+        three={"fid": [5, 5, 5], "bpd": [2, 2, 2]},
+    )
+    some = ["one", "two", "three"]
+    assert best(found, some, "fid") == "one" and best(found, some, "bpd") == "two"
+    assert best(found, some, "fid", "bpd") == "two"
+
+
+def test_fid_is_compared_as_a_ratio_and_bpd_as_a_difference_over_common_seeds():
+    found = arms(
+        one={"fid": [2.0, 8.0, 3.0], "bpd": [4.0, 4.5, 4.2]}, two={"fid": [1.0, 2.0, 2.0], "bpd": [4.1, 4.7, 4.5]}
+    ).drop(("two", 2))
+    table = tested(found, [Contrast("a", "one", "two", "fid"), Contrast("b", "one", "two", "bpd")])
+    assert table.seeds.tolist() == [2, 2] and table.ratio.tolist() == [True, False]
+    assert table.difference.tolist() == pytest.approx([8**0.5, -0.15])
+    log = np.log([2, 4])
+    half = stats.t.ppf(0.975, 1) * log.std(ddof=1) / 2**0.5
+    assert table[["low", "high"]].iloc[0].tolist() == pytest.approx(np.exp([log.mean() - half, log.mean() + half]))
+    p = 2 * stats.t.sf(np.array([log.mean() / (log.std(ddof=1) / 2**0.5), 0.15 / 0.05]), 1)
+    assert table.p.tolist() == pytest.approx(p) and table.holm.tolist() == pytest.approx(holm(p))
+
+
+def test_one_common_seed_is_one_line():
+    found = arms(one={"fid": [2.0, 8.0, 3.0]}, two={"fid": [1.0, 2.0, 2.0]}).drop([("two", 1), ("one", 2)])
+    with pytest.raises(ValueError, match="^a: 1 seed of one and two; expected at least 2"):
+        tested(found, [Contrast("a", "one", "two", "fid")])
+
+
+def test_outcomes_are_those_after_the_last_task_on_the_images_they_say():
+    rows = []
+    for metric, split, base in (
+        ("fid", "train", 900),
+        ("fid", "validation", 100),
+        ("fid", "test", 200),
+        ("recall", "test", 300),
+        ("bpd", "test", 400),
+        ("copied", "buffer", 500),
+        ("accuracy", None, 600),
+    ):
+        for after, of, value in ((1, 1, 0), (2, 1, 10), (2, 2, 20)):
+            rows.append({"metric": metric, "split": split, "after_task": after, "eval_task": of, "value": base + value})
+    scores = pd.DataFrame(rows).assign(run="r", label="l", seed=4, extractor="lenet")
+    curves = pd.DataFrame({"run": "r", "step": [5, 9, 9], "bpd": [1.0, np.nan, 7.0]})
+    found = outcomes(scores, curves)
+    assert found.index.tolist() == [("l", 4)]
+    assert found.iloc[0].to_dict() == {
+        "fid": 215,
+        "bpd": 415,
+        "fid_old": 210,
+        "fid_new": 220,
+        "bpd_old": 410,
+        "recall": 315,
+        "accuracy": 615,
+        "copied": 510,
+        "fid_validation": 115,
+        "bpd_validation": 7,
+    }

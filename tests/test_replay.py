@@ -1,0 +1,177 @@
+"""Distilled, timestep-aware and self-tuned replay."""
+
+import copy
+import math
+
+import pytest
+import torch
+from conftest import copied, same, tiny, weights_after_tasks
+from test_methods import at_task, pixels, prepared, replayed
+
+from cldiff.methods.timesteps import WEIGHTINGS
+from cldiff.train import train
+
+
+def noised(learner, batch):
+    return learner.diffusion.noised(batch.x0, batch.t, batch.noise)
+
+
+# Distilled replay
+
+
+def taught(learner, net, batch):
+    with torch.no_grad():
+        return net.eval()(noised(learner, batch), batch.t, batch.task)
+
+
+@pytest.mark.parametrize("which, other", [("average", "raw"), ("raw", "average")])
+def test_the_target_is_the_prediction_of_the_network_before_the_task(which, other, three):
+    """Trained for some steps: the average differs from the network, and neither may move with it; no dropout."""
+    run = tiny("distilled", steps=3, learning_rate=2e-2, dropout=0.5, options={"teacher": which})
+    before = {}
+    for step in train(run, three):
+        learner = step.learner
+        if step.task > 0:
+            batch = replayed(learner)
+            torch.testing.assert_close(batch.target, taught(learner, before[which], batch))
+            assert (batch.target - taught(learner, before[other], batch)).abs().max() > 1e-3
+            assert (batch.target - batch.noise).abs().max() > 0.1
+        if step.step == run.steps:
+            before = {"average": copy.deepcopy(learner.ema), "raw": copy.deepcopy(learner.net)}
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.7])
+def test_the_gradient_is_that_of_both_errors_against_teacher_and_noise(noise, three):
+    learner, _ = prepared("distilled", three, options={"noise": noise})
+    for value in learner.method.state.values():
+        if value.is_floating_point():  # a teacher that says something
+            value += 0.05 * torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+    teacher = copy.deepcopy(learner.net)
+    teacher.load_state_dict(
+        {name: learner.method.state.get(f"teacher.{name}", value) for name, value in teacher.state_dict().items()}
+    )
+    current = learner.draw(three[2].train.images, 2, "current")
+    old = learner.draw(learner.method.state["images"], learner.method.state["task"], "replay")
+    guess = learner.net(noised(learner, old), old.t, old.task)
+    own = (guess - taught(learner, teacher, old)).square().mean() + noise * (guess - old.noise).square().mean()
+    whole = (learner.net(noised(learner, current), current.t, current.task) - current.noise).square().mean() + 0.3 * own
+    named = dict(learner.net.named_parameters())
+    wanted = torch.autograd.grad(whole, named.values())
+    learner.update()
+    for name, gradient in zip(named, wanted):
+        torch.testing.assert_close(named[name].grad, gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_from_a_timestep_on_the_target_is_the_noise_alone(three):
+    changed = at_task(tiny("distilled", batch=64, options={"until": 400, "noise": 0.5}), three, 1)
+    batch, plain = replayed(changed), replayed(at_task(tiny("replay", batch=64), three, 1))
+    late = batch.t >= 400
+    assert 10 < late.sum() < 54 and torch.equal(batch.t, plain.t) and torch.equal(batch.x0, plain.x0)
+    assert torch.equal(batch.target[late], plain.noise[late]) and torch.equal(batch.share[late], plain.share[late])
+    # A new network predicts 0: the mean of 0 and the noise, at weights 1 and 0.5.
+    torch.testing.assert_close(batch.target[~late], plain.noise[~late] / 3)
+    torch.testing.assert_close(batch.share[~late], 1.5 * plain.share[~late])
+
+
+# Timestep-aware replay
+
+BETA = [0.0001 + (0.02 - 0.0001) * t / 999 for t in range(1000)]
+ABAR = [math.prod(1 - beta for beta in BETA[: t + 1]) for t in range(1000)]
+SNR = [a / (1 - a) for a in ABAR]
+BY_HAND = [  # options, the shape at timestep t before it is brought to mean 1
+    ({"weighting": "constant"}, lambda t: 1),
+    ({"weighting": "step", "at": 300}, lambda t: 1 if t >= 300 else 0),
+    ({"weighting": "step", "at": 300, "low": 0.1}, lambda t: 1 if t >= 300 else 0.1),
+    ({"weighting": "step", "at": 300, "mirrored": True}, lambda t: 1 if t < 300 else 0),
+    ({"weighting": "power", "power": 2.0}, lambda t: (t / 1000) ** 2),
+    ({"weighting": "power", "power": 2.0, "mirrored": True}, lambda t: (1 - t / 1000) ** 2),
+    ({}, lambda t: 1 - ABAR[t]),  # P2
+    ({"mirrored": True}, lambda t: ABAR[t]),
+    ({"snr": 1.9, "power": 2.0, "low": 0.01}, lambda t: 0.01 + 0.99 / (1 + (SNR[t] / 1.9) ** 2)),
+    ({"weighting": "hump", "snr": 0.5}, lambda t: math.exp(-(math.log(SNR[t] / 0.5) ** 2) / 2)),
+    ({"weighting": "hump", "mirrored": True}, lambda t: 1 - math.exp(-(math.log(SNR[t]) ** 2) / 2)),
+    ({"weighting": "hump", "power": 0.5}, lambda t: math.exp(-((math.log(SNR[t]) / 2) ** 2) / 2)),
+]
+
+
+def test_every_weighting_is_computed_by_hand_below():
+    assert {options.get("weighting", "sigmoid") for options, _ in BY_HAND} == set(WEIGHTINGS)
+
+
+@pytest.mark.parametrize("options, by_hand", BY_HAND, ids=[str(options) for options, _ in BY_HAND])
+def test_replayed_images_weigh_by_the_shape_at_equal_mean(options, by_hand, three):
+    learner = at_task(tiny("timesteps", weight=0.3, batch=64, options=options), three, 1)
+    plain = replayed(at_task(tiny("replay", weight=0.3, batch=64), three, 1))
+    batch = replayed(learner)
+    assert torch.equal(batch.t, plain.t) and torch.equal(batch.target, plain.noise)
+    shape = [by_hand(t) for t in range(1000)]
+    wanted = torch.tensor([0.3 / 64 * shape[t] / (sum(shape) / 1000) for t in batch.t])
+    torch.testing.assert_close(batch.share, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_timesteps_are_drawn_by_the_shape_and_anew_in_each_step(three):
+    learner = at_task(
+        tiny("timesteps", weight=0.3, batch=4000, options={"drawn": True, "weighting": "power"}), three, 1
+    )
+    batch = replayed(learner)
+    assert torch.allclose(batch.share, torch.tensor(0.3 / 4000))
+    assert batch.t.double().mean().item() == pytest.approx(1000 * 2 / 3, abs=15)  # of density 2 u
+    assert (batch.t < 100).sum() < 80  # 1 % of 4,000, where evenly drawn are 400
+    learner.step += 1
+    assert not torch.equal(replayed(learner).t, batch.t)
+
+
+def test_the_control_weighs_the_current_loss_and_not_the_replay(three):
+    learner = at_task(tiny("timesteps", weight=0.3, batch=64, options={"on": "current"}), three, 1)
+    plain = at_task(tiny("replay", weight=0.3, batch=64), three, 1)
+    current = learner.draw(learner.images[1], 1, "current")
+    batch, wanted = (one.method.batch(one, current) for one in (learner, plain))
+    p2 = torch.tensor([1 - ABAR[t] for t in current.t]) / (1 - sum(ABAR) / 1000)
+    torch.testing.assert_close(batch.share[:64], wanted.share[:64] * p2, rtol=1e-4, atol=1e-7)
+    assert torch.equal(batch.share[64:], wanted.share[64:])
+
+
+def test_a_constant_shape_is_experience_replay_bit_for_bit(three, trained):
+    constant = tiny("timesteps", weight=1.0, steps=2, options={"weighting": "constant"})
+    assert all(map(same, weights_after_tasks(constant, three), trained("replay", weight=1.0)))
+
+
+# Self-tuned replay
+
+
+def test_a_tenth_of_the_buffer_is_kept_apart(three):
+    learner = at_task(tiny("self_tuned", buffer=40, batch=256), three, 2)
+    plain, state = at_task(tiny("replay", buffer=40), three, 2).method.state, learner.method.state
+    assert len(state["unseen"]) == 2 * 4 and len(state["images"]) == 2 * 36
+    for task in range(2):
+        kept = [set(pixels(state[a][state[b] == task])) for a, b in (("images", "task"), ("unseen", "unseen task"))]
+        assert [len(one) for one in kept] == [36, 4] and not kept[0] & kept[1]
+        assert kept[0] | kept[1] == set(pixels(plain["images"][plain["task"] == task]))
+    assert len(at_task(tiny("self_tuned", buffer=1), three, 1).method.state["unseen"]) == 1
+
+
+def test_the_weight_falls_by_the_ratio_of_the_losses_in_each_bin(three):
+    learner = at_task(tiny("self_tuned", weight=0.5, batch=64, buffer=40), three, 1)
+    learner.step = 1  # no measurement
+    losses = learner.method.state["losses"]
+    losses[0], losses[1] = torch.arange(20) + 1, 10.0
+    batch = replayed(learner)
+    wanted = torch.tensor([0.5 / 64 * min(1, (t // 50 + 1) / 10) for t in batch.t.tolist()])
+    torch.testing.assert_close(batch.share, wanted)
+    assert torch.equal(batch.target, batch.noise)
+
+
+def test_both_losses_are_measured_by_the_average_in_their_bins_and_averaged_over_time(three):
+    learner = at_task(tiny("self_tuned", buffer=40, options={"bins": 4}), three, 1)
+    start = copied(learner.net)
+    with torch.no_grad():  # a prediction of 3 from t = 500 on, of 0 before: errors of 1 and of 1 + 9
+        learner.ema.forward = lambda x, t, task: torch.where(t >= 500, 3.0, 0.0).view(-1, 1, 1, 1).expand_as(x)
+    learner.method.measure(learner)
+    once = learner.method.state["losses"].clone()
+    torch.testing.assert_close(once, torch.tensor([[1.0, 1.0, 10.0, 10.0]] * 2), rtol=0.35, atol=0)
+    assert torch.equal(once[0], once[1])  # the same timesteps and noise
+    learner.step = 50
+    learner.ema.forward = lambda x, t, task: torch.full_like(x, 10.0)
+    learner.method.measure(learner)
+    torch.testing.assert_close(learner.method.state["losses"], 0.9 * once + 0.1 * 101, rtol=0.05, atol=0)
+    assert same(start, copied(learner.net))
