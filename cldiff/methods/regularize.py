@@ -32,3 +32,8 @@ class L2(Method):
 def vector(learner: Learner) -> Tensor:
     """All parameters in one row. torch's parameters_to_vector refuses weights that are channels-last."""
     return torch.cat([p.flatten() for p in learner.net.parameters()])
+
+
+def distance(learner: Learner, anchor: Tensor, importance: Tensor) -> Tensor:
+    """The squared distance to the anchor, each parameter weighed by its importance."""
+    return (importance * (vector(learner) - anchor).square()).sum()
