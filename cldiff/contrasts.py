@@ -66,7 +66,7 @@ def holm(p: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def tested(found: pd.DataFrame, contrasts: list[Contrast]) -> pd.DataFrame:
+def compared(found: pd.DataFrame, contrasts: list[Contrast]) -> pd.DataFrame:
     """Each contrast with means over the seeds that both arms have, their difference with its 95 % interval, and p of a
     paired t-test, corrected by Holm for all of them. FID, which differs by factors, is compared by its logarithm: its
     difference is a ratio."""

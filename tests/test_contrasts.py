@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cldiff.contrasts import Contrast, best, holm, outcomes, tested
+from cldiff.contrasts import Contrast, best, compared, holm, outcomes
 
 
 def arms(**values) -> pd.DataFrame:
@@ -38,7 +38,7 @@ def test_fid_is_compared_as_a_ratio_and_bpd_as_a_difference_over_common_seeds():
     found = arms(
         one={"fid": [2.0, 8.0, 3.0], "bpd": [4.0, 4.5, 4.2]}, two={"fid": [1.0, 2.0, 2.0], "bpd": [4.1, 4.7, 4.5]}
     ).drop(("two", 2))
-    table = tested(found, [Contrast("a", "one", "two", "fid"), Contrast("b", "one", "two", "bpd")])
+    table = compared(found, [Contrast("a", "one", "two", "fid"), Contrast("b", "one", "two", "bpd")])
     assert table.seeds.tolist() == [2, 2] and table.ratio.tolist() == [True, False]
     assert table.difference.tolist() == pytest.approx([8**0.5, -0.15])
     log = np.log([2, 4])
@@ -51,7 +51,7 @@ def test_fid_is_compared_as_a_ratio_and_bpd_as_a_difference_over_common_seeds():
 def test_one_common_seed_is_one_line():
     found = arms(one={"fid": [2.0, 8.0, 3.0]}, two={"fid": [1.0, 2.0, 2.0]}).drop([("two", 1), ("one", 2)])
     with pytest.raises(ValueError, match="^a: 1 seed of one and two; expected at least 2"):
-        tested(found, [Contrast("a", "one", "two", "fid")])
+        compared(found, [Contrast("a", "one", "two", "fid")])
 
 
 def test_outcomes_are_those_after_the_last_task_on_the_images_they_say():

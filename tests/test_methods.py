@@ -47,7 +47,8 @@ def test_with_weight_0_a_method_is_finetuning_bit_for_bit(method, trained):
 def test_methods_share_the_first_task_and_part_in_the_second(method, trained):
     ours, finetuned = trained(method), trained("finetune")
     assert same(ours[0], finetuned[0])
-    assert same(ours[1], finetuned[1]) == (method == "finetune")
+    # A-GEM's gradients agree in these steps, so that it changes none; where they do not: test_other_methods.py.
+    assert same(ours[1], finetuned[1]) == (method in ("finetune", "agem"))
 
 
 @pytest.mark.parametrize("method", METHODS)

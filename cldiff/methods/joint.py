@@ -1,0 +1,30 @@
+"""Joint training: what the others could reach if no data were ever taken away."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from .base import Batch, Method
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+
+class Joint(Method):
+    """Each batch is drawn from the training images of all tasks so far, as large as any method's. A task has as many
+    steps as with the others, those of one task: they are spread over ever more images."""
+
+    label = "Joint training"
+    seen = 0  # tasks in the union
+
+    def batch(self, learner: Learner, current: Batch) -> Batch:
+        if learner.task == 0:
+            return current
+        if self.seen != learner.task + 1:  # not in the state: checkpoints would hold the data set
+            self.seen = learner.task + 1
+            counts = torch.tensor([len(images) for images in learner.images[: self.seen]])
+            self.images = torch.cat(learner.images[: self.seen])
+            self.owner = torch.repeat_interleave(torch.arange(self.seen), counts).to(learner.device)
+        return learner.draw(self.images, self.owner, "joint")

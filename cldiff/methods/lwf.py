@@ -1,0 +1,33 @@
+"""Learning without forgetting: old tasks are rehearsed on the new task's images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from .base import Batch, Method
+from .distill import frozen, prediction
+
+if TYPE_CHECKING:
+    from ..learner import Learner
+
+
+class LwF(Method):
+    """Learning without forgetting (Li and Hoiem 2016, eq. 1): under the IDs of past tasks, drawn at random, the current
+    noised images are to give what the average from before the task predicts, times `weight`."""
+
+    label = "Learning without forgetting"
+    weight = 1.0
+
+    def start_task(self, learner: Learner) -> None:
+        self.state = frozen(learner)
+
+    def batch(self, learner: Learner, current: Batch) -> Batch:
+        if not self.state or self.weight == 0:
+            return current
+        generator = learner.generator("past task")
+        past = torch.randint(learner.task, current.task.shape, generator=generator, device=learner.device)
+        old = replace(current, task=past, share=self.weight * current.share)
+        return current + replace(old, target=prediction(learner, self.state, old))
