@@ -5,16 +5,16 @@ import hashlib
 import os
 import warnings
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .diffusion import Diffusion, Model
 from .errors import Problem
 from .files import load_tensors, save_tensors
 from .methods import METHODS, Batch
+from .methods.separate import ByTask
 from .run import Run
 from .tasks import Task, to_model
 from .unet import UNet
@@ -24,6 +24,13 @@ COMPILED = 512  # images in a call of the compiled average, which measures and s
 
 class TrainingError(Problem):
     """Training that cannot go on; the message says where it was and what to change."""
+
+
+def compiled(net: nn.Module) -> Model:
+    """net by torch.compile; of a choice among networks these are compiled, and the choice is not."""
+    if isinstance(net, ByTask):  # not by a decorator, which would load the compiler for everybody: 1.5 s
+        net.forward = torch.compiler.disable(net.forward, recursive=False)
+    return torch.compile(net, mode="reduce-overhead", dynamic=False)
 
 
 class Learner:
@@ -59,8 +66,7 @@ class Learner:
             self.net = self.method.build(net).to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
         # Compiled once for all tasks: the shapes stay, and so do the addresses that CUDA graphs hold.
-        compiled = partial(torch.compile, mode="reduce-overhead", dynamic=False) if run.compiled else lambda net: net
-        self._net, self._ema = compiled(self.net), compiled(self.ema)
+        self._net, self._ema = map(compiled if run.compiled else lambda net: net, (self.net, self.ema))
         self._weights, self._averaged = list(self.net.parameters()), list(self.ema.parameters())
         self.images = [task.train.images.to(self.device) for task in tasks]  # uint8 (N, C, H, W), to learn from
         self._restart()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..parameters import Parameters, number
 from .base import Batch, Method
-from .separate import by_task
+from .separate import ByTask
 
 if TYPE_CHECKING:
     from ..learner import Learner
@@ -40,7 +40,7 @@ class LoRA(Method):
         return current
 
 
-class Adapted(nn.Module):
+class Adapted(ByTask):
     """A network whose matrices and kernels have a low-rank change for each task but the first: B (task, outputs, rank)
     and A (task, rank, places of the kernel times inputs)."""
 
@@ -52,12 +52,8 @@ class Adapted(nn.Module):
         self.A = nn.ParameterList(torch.empty(tasks - 1, rank, n).uniform_(-(n**-0.5), n**-0.5) for _, n in shapes)
         self.B = nn.ParameterList(torch.zeros(tasks - 1, m, rank) for m, _ in shapes)
 
-    @torch.compiler.disable(recursive=False)
-    def forward(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
-        return by_task(self.choose, x, t, task)
-
-    def choose(self, own: int) -> Callable[..., Tensor]:
-        return self.changed if own > 0 else self.net
+    def choose(self, task: int) -> Callable[..., Tensor]:
+        return self.changed if task > 0 else self.net
 
     def changed(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
         """The network with the change of the one task that is asked for."""

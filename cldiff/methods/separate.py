@@ -40,24 +40,28 @@ class Separate(Method):
         old.load_state_dict(learner.ema.nets[learner.task - 1].state_dict())  # what the new average takes over
 
 
-class Networks(nn.Module):
+class ByTask(nn.Module):
+    """Of several networks, each example goes through its task's."""
+
+    def choose(self, task: int) -> Callable[..., Tensor]:
+        """What stands for the network for one task ID."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
+        ids = sorted(set(task.tolist()))
+        if len(ids) == 1:  # as usual: nothing is copied
+            return self.choose(ids[0])(x, t, task)
+        places = [(task == own).nonzero().squeeze(1) for own in ids]
+        found = torch.cat([self.choose(own)(x[i], t[i], task[i]) for own, i in zip(ids, places)])
+        return found[torch.cat(places).argsort()]
+
+
+class Networks(ByTask):
     """A network for each task ID."""
 
     def __init__(self, nets: list[nn.Module]):
         super().__init__()
         self.nets = nn.ModuleList(nets)
 
-    @torch.compiler.disable(recursive=False)
-    def forward(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
-        return by_task(self.nets.__getitem__, x, t, task)
-
-
-@torch.compiler.disable(recursive=False)  # the networks are compiled, their choice is not
-def by_task(choose: Callable[[int], Callable[..., Tensor]], x: Tensor, t: Tensor, task: Tensor) -> Tensor:
-    """choose(task ID)(x, t, task) for the examples of each task. Usually there is one, and nothing is copied."""
-    ids = sorted(set(task.tolist()))
-    if len(ids) == 1:
-        return choose(ids[0])(x, t, task)
-    places = [(task == own).nonzero().squeeze(1) for own in ids]
-    found = torch.cat([choose(own)(x[i], t[i], task[i]) for own, i in zip(ids, places)])
-    return found[torch.cat(places).argsort()]
+    def choose(self, task: int) -> nn.Module:
+        return self.nets[task]
