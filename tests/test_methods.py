@@ -1,5 +1,7 @@
 import copy
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -368,3 +370,9 @@ def test_options_are_checked_and_count_in_the_name_off_their_defaults(monkeypatc
     name = run.name
     monkeypatch.setattr(Moving, "version", 2)
     assert run.name != name
+
+
+def test_the_compiler_is_loaded_where_it_is_used_alone():
+    """A second or more of each import, in every kernel and process."""
+    lines = "import sys, cldiff.work, cldiff.report.plots; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", lines], check=True)

@@ -92,30 +92,26 @@ def test_second_paper_does_nothing(paper):
     assert done.returncode == 0 and times(paper) == before
 
 
-def test_lost_and_damaged_runs_are_done_again_to_the_same_result_and_no_other_is(paper):
-    kept, lost, damaged = (paper / "results" / "smoke" / run.name for run in runs("smoke")[:3])
-    scores = {folder: (folder / "scores.csv").read_bytes() for folder in (lost, damaged)}
-    os.utime(kept / "result.json", (2e9, 2e9))  # made before the clock was set back: no reason to make it again
-    before = times(paper)
-    (lost / "result.json").unlink()
-    (damaged / "scores.csv").write_bytes(scores[damaged][:-20])
-    done = make(paper, "paper", "PROFILE=smoke")
-    assert done.returncode == 0, done.stderr
-    assert str(damaged.relative_to(paper)) in done.stderr and "done again" in done.stderr
-    after = times(paper)
-    changed = {path for path in before if after[path] != before[path]}
-    wanted = {p for p in before if p.startswith("figures/") or any(f"/{f.name}/" in p for f in (lost, damaged))}
-    assert changed == wanted
-    for folder, content in scores.items():
-        assert (folder / "scores.csv").read_bytes() == content
-
-
-def test_a_paper_that_is_killed_again_and_again_is_the_same_in_the_end(paper, tmp_path):
-    """A short version of `make test-faults`."""
+def test_lost_and_damaged_runs_are_done_again_through_kills_to_the_same_results_and_no_other_is(paper, tmp_path):
+    """`make test-faults` in short, from a paper that lacks its figures, a first task and half of its runs."""
     noisy = faults.copy(tmp_path)
-    killed, lost = faults.disturb(noisy, "smoke", kills=4)
-    assert sum(killed.values()) == 4 and not lost
+    shutil.copytree(paper / "results", noisy / "results")
+    shutil.rmtree(noisy / "results/smoke/first_task")
+    *kept, lost, damaged = (noisy / "results" / "smoke" / run.name for run in runs("smoke"))
+    os.utime(kept[0] / "result.json", (2e9, 2e9))  # made before the clock was set back: no reason to make it again
+    (lost / "result.json").unlink()
+    (damaged / "scores.csv").write_bytes((damaged / "scores.csv").read_bytes()[:-20])
+    before = times(noisy)
+    done = subprocess.run(
+        [sys.executable, "-m", "cldiff", "plan", "smoke"], cwd=noisy, capture_output=True, text=True, check=True
+    )
+    assert str(damaged.relative_to(noisy)) in done.stderr and "done again" in done.stderr
+    killed, lost_by_kills = faults.disturb(noisy, "smoke", kills=4)
+    assert sum(killed.values()) == 4 and not lost_by_kills
     assert faults.contents(noisy, "smoke") == faults.contents(paper, "smoke")
+    after = times(noisy)
+    changed = {path for path in before if after[path] != before[path]}
+    assert changed == {path for path in before if any(f"/{f.name}/" in path for f in (lost, damaged))}
 
 
 def test_unknown_profile_is_one_line(paper):
