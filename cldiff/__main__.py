@@ -1,6 +1,7 @@
 """python -m cldiff: one command for each thing that is done outside of notebooks. Each loads only what it needs."""
 
 import argparse
+import logging
 import math
 import signal
 import sys
@@ -150,6 +151,7 @@ def main() -> None:
     except (Problem, ValueError, TypeError, KeyError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True  # complains at the end of the cell that nobody waits for any more
         sys.exit("stopped: the same command again continues from the last checkpoint")
 
 
