@@ -2,6 +2,9 @@
 
 import ast
 import base64
+import dataclasses
+import itertools
+import json
 import os
 import re
 import shutil
@@ -11,18 +14,28 @@ from pathlib import Path
 
 import faults
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
+from conftest import TINY, tiny
 from papermill import inspect_notebook
 from test_tutorials import TUTORIALS
 
+from cldiff.files import file_sha256
 from cldiff.plan import jobs
 from cldiff.report.execute import execute
 from cldiff.results import FILES, WEIGHTS
-from cldiff.study import runs
+from cldiff.rows import REPLAY, SWEEP
+from cldiff.study import row_run, runs
+from cldiff.work import make_run
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+EXPERIMENTS = {  # rows, settings, and how many rows the tables have
+    "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
+    "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
+}
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -93,12 +106,15 @@ def test_second_paper_does_nothing(paper):
 
 
 def test_lost_and_damaged_runs_are_done_again_through_kills_to_the_same_results_and_no_other_is(paper, tmp_path):
-    """`make test-faults` in short, from a paper that lacks its figures, a first task and half of its runs."""
+    """`make test-faults` in short, from a paper that has one run of five left, and figures of all."""
     noisy = faults.copy(tmp_path)
-    shutil.copytree(paper / "results", noisy / "results")
+    for part in ("results", "figures"):
+        shutil.copytree(paper / part / "smoke", noisy / part / "smoke")
     shutil.rmtree(noisy / "results/smoke/first_task")
-    *kept, lost, damaged = (noisy / "results" / "smoke" / run.name for run in runs("smoke"))
-    os.utime(kept[0] / "result.json", (2e9, 2e9))  # made before the clock was set back: no reason to make it again
+    kept, lost, damaged, *absent = (noisy / "results" / "smoke" / run.name for run in runs("smoke"))
+    for folder in absent:
+        shutil.rmtree(folder)
+    os.utime(kept / "result.json", (2e9, 2e9))  # made before the clock was set back: no reason to make it again
     (lost / "result.json").unlink()
     (damaged / "scores.csv").write_bytes((damaged / "scores.csv").read_bytes()[:-20])
     before = times(noisy)
@@ -111,7 +127,8 @@ def test_lost_and_damaged_runs_are_done_again_through_kills_to_the_same_results_
     assert faults.contents(noisy, "smoke") == faults.contents(paper, "smoke")
     after = times(noisy)
     changed = {path for path in before if after[path] != before[path]}
-    assert changed == {path for path in before if any(f"/{f.name}/" in path for f in (lost, damaged))}
+    wanted = {p for p in before if p.startswith("figures/") or any(f"/{f.name}/" in p for f in (lost, damaged))}
+    assert changed == wanted
 
 
 def test_unknown_profile_is_one_line(paper):
@@ -131,13 +148,40 @@ def test_notebook_source_is_clean(path):
 
 
 def test_every_notebook_is_executed_by_a_test():
-    executed = {
-        Path(job["notebook"]).stem
-        for profile in ("smoke", "paper", "digits-sweep", "replay")
-        for job in jobs(profile).values()
-        if job["kind"] != "first_task"
-    }
-    assert {path.stem for path in NOTEBOOKS} == executed | {*TUTORIALS, "bench"}  # bench: by test_bench.py
+    executed = {Path(job["notebook"]).stem for job in jobs("smoke").values() if job["kind"] != "first_task"}
+    assert {path.stem for path in NOTEBOOKS} == executed | {
+        *TUTORIALS,
+        *EXPERIMENTS,
+        "bench",
+    }  # bench: by test_bench.py
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_notebook_of_an_experiment_draws_every_row(name, tmp_path):
+    """On the results of one tiny run, its scores multiplied for each row and seed."""
+    rows, settings, tables = EXPERIMENTS[name]
+    first = tiny(**settings)
+    make_run(first, tmp_path / first.name, device="cpu")
+    factors = np.random.default_rng(0)
+    labels = set()
+    for row, seed in itertools.product(rows, range(2)):
+        run = row_run(row, seed=seed, **{**TINY, **settings})
+        folder = tmp_path / "results" / run.name
+        shutil.copytree(tmp_path / first.name, folder)
+        scores = pd.read_csv(folder / "scores.csv")
+        scores.assign(value=scores.value * factors.uniform(1, 2)).to_csv(folder / "scores.csv", index=False)
+        result = json.loads((folder / "result.json").read_text())
+        result["run"] = dataclasses.asdict(run)
+        result["sha256"]["scores.csv"] = file_sha256(folder / "scores.csv")
+        (folder / "result.json").write_text(json.dumps(result))
+        labels.add(run.label)
+    words = {"dataset": "digits", "results": str(tmp_path / "results"), "figures": str(tmp_path)}
+    execute(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / f"{name}.ipynb", words)
+    for table, number in tables.items():
+        assert len((tmp_path / f"{table}-digits.md").read_text().splitlines()) == 2 + number + 2
+    if name == "replay":
+        text = (tmp_path / "arms-digits.md").read_text()
+        assert all(f"| {label} |" in text for label in labels)
 
 
 def test_opened_by_hand_tables_figures_and_paper_show_the_published_results():
