@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cldiff import Run, __main__, load_scores, load_tasks, work
+from cldiff import DATASETS, Run, __main__, load_scores, load_tasks, work
 from cldiff.report.execute import ExecutionError, check_parameters
 from cldiff.results import ResultError, read_result
 
@@ -18,9 +18,9 @@ RUN = ROOT / "notebooks" / "run.ipynb"
 NAN, INF = float("nan"), float("inf")
 
 RUNS = [
-    (dict(dataset="MNIST"), "unknown dataset 'MNIST'; known: digits, mnist, fashion_mnist"),
-    (dict(dataset=""), "unknown dataset ''; known: digits, mnist, fashion_mnist"),
-    (dict(dataset="../x"), "unknown dataset '../x'; known: digits, mnist, fashion_mnist"),
+    (dict(dataset="MNIST"), f"unknown dataset 'MNIST'; known: {', '.join(DATASETS)}"),
+    (dict(dataset=""), f"unknown dataset ''; known: {', '.join(DATASETS)}"),
+    (dict(dataset="../x"), f"unknown dataset '../x'; known: {', '.join(DATASETS)}"),
     (dict(dataset=None), "dataset=None: expected a str, not NoneType"),
     (dict(dataset=["digits"]), "dataset=['digits']: expected a str, not list"),
     (dict(method="Finetune"), "unknown method 'Finetune'; known: finetune, l2, replay, generative"),
@@ -91,7 +91,7 @@ WORDS = [  # of python -m cldiff
     (["run", "smoke", "--only", "mnist"], "no run of smoke starts with 'mnist': `python -m cldiff list` names them"),
     (["list", "smoke", "--budget", "9m"], "unrecognized arguments: --budget 9m"),
     (["accept", "smoke"], "no finished run on digits in results/smoke"),
-    (["features", "own"], "unknown data set 'own'; known: digits, mnist, fashion_mnist"),
+    (["features", "own"], f"unknown data set 'own'; known: {', '.join(DATASETS)}"),
     (["verify", "none"], "no weights.pt in the folders of none"),
     (["make", "smoke", "target"], "[Errno 2] No such file or directory: 'results/smoke/jobs.json'"),
 ]

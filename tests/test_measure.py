@@ -16,6 +16,7 @@ from cldiff.diffusion import Diffusion
 from cldiff.learner import Learner
 from cldiff.measure import SHOWN, Measurer, mosaic
 from cldiff.methods.replay import buffer
+from cldiff.metrics import AgainstKept, metrics_of
 from cldiff.report.plots import load_samples
 from cldiff.results import COLUMNS, CURVES, FILES, WEIGHTS, ResultError, load_bootstrap, load_curves, load_scores
 from cldiff.tasks import DATASETS, Dataset, Split, load_tasks, to_model, to_uint8
@@ -235,7 +236,7 @@ def test_fid_by_number_of_samples_ends_at_the_fid_of_the_table(finished):
 
 def test_scores_say_what_they_rest_on(finished):
     bound = finished.scores.metric.isin(list(BOUNDS))
-    copies = finished.scores.metric == "copied"
+    copies = finished.scores.metric.isin(list(metrics_of(AgainstKept)))
     drawn, bound = finished.scores[~bound & ~copies & (finished.scores.metric != "fid_by_n")], finished.scores[bound]
     assert set(drawn.extractor) == {"lenet"} and set(drawn.n) == {16} and set(drawn.sampler) == {"ddim2"}
     of_pixels = finished.scores[copies]

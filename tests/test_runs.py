@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from cldiff import METHODS, Run, __main__, load_curves, load_scores, results, study
+from cldiff import DATASETS, METHODS, Run, __main__, load_curves, load_scores, results, study
 from cldiff.files import write_atomically
 from cldiff.plan import jobs
 from cldiff.report.plots import ORDER
@@ -26,7 +26,7 @@ SMOKE = runs("smoke")
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"dataset": "cifar"}, "unknown dataset 'cifar'; known: digits, mnist, fashion_mnist"),
+        ({"dataset": "cifar"}, f"unknown dataset 'cifar'; known: {', '.join(DATASETS)}"),
         ({"method": "ewk"}, "unknown method 'ewk'; known: finetune, l2, replay, generative"),
         ({"precision": "float16"}, "unknown precision 'float16'; known: float32, bfloat16"),
         ({"steps": 0}, "steps=0: expected at least 1"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cldiff import tasks
-from cldiff.tasks import DataError, load_tasks, to_model, to_uint8
+from cldiff.tasks import DATASETS, DataError, load_tasks, to_model, to_uint8
 
 DATA = Path(__file__).parents[1] / "data"
 SPLITS = ("train", "validation", "test")
@@ -118,7 +118,7 @@ def test_changed_digits_are_refused(monkeypatch):
 
 
 def test_unknown_data_set_names_the_known_ones():
-    with pytest.raises(ValueError, match="unknown data set 'cifar'; known: digits, mnist, fashion_mnist"):
+    with pytest.raises(ValueError, match=f"unknown data set 'cifar'; known: {', '.join(DATASETS)}"):
         load_tasks("cifar")
 
 
