@@ -127,7 +127,7 @@ def test_lost_and_damaged_runs_are_done_again_through_kills_to_the_same_results_
     assert faults.contents(noisy, "smoke") == faults.contents(paper, "smoke")
     after = times(noisy)
     changed = {path for path in before if after[path] != before[path]}
-    wanted = {p for p in before if p.startswith("figures/") or any(f"/{f.name}/" in p for f in (lost, damaged))}
+    wanted = {p for p in before if p.startswith("figures/smoke/") or any(f"/{f.name}/" in p for f in (lost, damaged))}
     assert changed == wanted
 
 
