@@ -47,3 +47,15 @@ REPLAY = (
     Row("distilled", 1.0, {"teacher": "raw"}),
     *(Row("distilled", 1.0, {"until": until}) for until in (100, 250, 500)),
 )
+# The arms that the experiment on the digits left: those of the contrasts, with the shapes that it chose by FID, by BPD
+# and by both, and the constants about the best.
+REPLAY_KEPT = (
+    Row("finetune"),
+    *(Row("replay", weight) for weight in (0.01, 0.1, 0.3, 1.0)),
+    *(_timesteps(0.1, weighting="hump", mirrored=m, power=0.5) for m in (False, True)),
+    _timesteps(0.1, weighting="power", mirrored=True),
+    _timesteps(1.0, **_PILOT),
+    _timesteps(1.0, mirrored=True, **_PILOT),
+    _timesteps(1.0, on="current", **_PILOT),
+    Row("distilled", 1.0),
+)

@@ -122,7 +122,8 @@ class Run(Parameters):
         defaults."""
         method = METHODS[self.method]
         weight = [] if self.weight is None or method.tuned else [f"weight {self.weight:g}"]
-        return ", ".join([method.label, *weight, *(f"{name} {value}" for name, value in self.options.items())])
+        options = [name if value is True else f"{name} {value}" for name, value in self.options.items()]
+        return ", ".join([method.label, *weight, *options])
 
     @property
     def curve_timesteps(self) -> list[int]:

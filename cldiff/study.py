@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .files import write_atomically
 from .methods import METHODS
-from .rows import REPLAY, STUDY, SWEEP, Row
+from .rows import REPLAY, REPLAY_KEPT, STUDY, SWEEP, Row
 from .run import Run
 
 CHOSEN = (
@@ -31,7 +31,8 @@ FIGURES = (
 class Profile:
     """datasets: by name, what differs there from `settings`, which differ from Run's defaults. sweep: the profile that
     chose the weights of rows without one; None: methods' defaults. figures: the notebooks that show its results.
-    published: whether git keeps results and figures."""
+    published: whether git keeps results and figures. first_seed: above 0 for an experiment on seeds that an earlier one
+    did not see."""
 
     help: str
     datasets: dict[str, dict]
@@ -40,6 +41,7 @@ class Profile:
     sweep: str | None = None
     figures: tuple[str, ...] = FIGURES
     published: bool = False
+    first_seed: int = 0
 
     @property
     def has_paper(self) -> bool:
@@ -148,6 +150,21 @@ PROFILES = {
     "replay-short": Profile(
         "the same with 200 steps", {"digits": {}}, dict(_DIGITS, tasks=2), REPLAY, figures=("replay",)
     ),
+    "replay-confirm": Profile(
+        "the arms that the replay experiment left, on other seeds",
+        {"digits": {}},
+        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
+        REPLAY_KEPT,
+        figures=("replay",),
+        first_seed=3,
+    ),
+    "replay-mnist": Profile(  # 3,200 passes over an image of the buffer, as in 20,000 steps with 200 images
+        "those arms on MNIST's first two tasks, 2,000 steps, 20 images a task kept",
+        {"mnist": {}},
+        dict(_PAPER_CPU, tasks=2, steps=2_000, buffer=20, bound_images=500),
+        REPLAY_KEPT,
+        figures=("replay",),
+    ),
     "digits-sweep": Profile(
         "weights of L2 and of experience replay, judged on validation images",
         {"digits": {}},
@@ -211,7 +228,7 @@ def runs(profile: str, seeds: int = 1, only: str = "") -> list[Run]:
         raise ValueError(f"seeds={seeds}: expected at least 1")
     found = []
     for dataset, own in p.datasets.items():
-        for seed in range(seeds):
+        for seed in range(p.first_seed, p.first_seed + seeds):
             for row in p.rows:
                 if not (start := f"{dataset}-{row.method}-").startswith(only) and not only.startswith(start):
                     continue  # it may lack its weight, and need not have it

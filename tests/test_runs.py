@@ -142,6 +142,19 @@ def test_profiles_are_valid_and_the_paper_keeps_its_protocol():
     assert [run.label for run in runs("paper")][: len(ORDER)] == ORDER
 
 
+def test_a_label_names_what_is_off_its_default_and_a_flag_alone():
+    run = Run(method="timesteps", weight=0.1, options={"weighting": "power", "mirrored": True, "power": 1.0})
+    assert run.label == "Timestep-aware replay, weight 0.1, weighting power, mirrored"
+
+
+def test_an_experiment_is_confirmed_by_its_own_runs_on_other_seeds():
+    screened, confirmed = runs("replay", 3), runs("replay-confirm", 2)
+    assert {run.seed for run in screened} == {0, 1, 2} and {run.seed for run in confirmed} == {3, 4}
+    assert {dataclasses.replace(run, seed=0).name for run in confirmed} < {
+        run.name for run in screened if run.seed == 0
+    }
+
+
 def test_run_notebook_has_every_parameter_of_a_run():
     book = nbformat.read(ROOT / "notebooks" / "run.ipynb", as_version=4)
     cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
@@ -154,7 +167,7 @@ def test_run_notebook_has_every_parameter_of_a_run():
     [
         (
             ["digitz"],
-            "error: unknown profile 'digitz'; known: smoke, digits, digits-long, small, paper-cpu, paper, replay, replay-short, digits-sweep, paper-cpu-sweep, small-sweep",
+            f"error: unknown profile 'digitz'; known: {', '.join(PROFILES)}",
         ),
         (["smoke", "--seeds", "0"], "error: seeds=0: expected at least 1"),
         (["smoke", "--seeds", "two"], "error: argument --seeds: invalid int value: 'two'"),
