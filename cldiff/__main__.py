@@ -49,7 +49,7 @@ def make(words: argparse.Namespace) -> None:
 
 def run(words: argparse.Namespace) -> None:
     """make the runs of a profile that are not there yet, one after the other, without Jupyter"""
-    from .study import runs
+    from .study import results_folder, runs
     from .train import pick_device
     from .work import run_pending
 
@@ -58,7 +58,7 @@ def run(words: argparse.Namespace) -> None:
     total = len(runs(words.profile, words.seeds, words.only))
     if not total:
         raise ValueError(f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list` names them")
-    out = words.out or Path("results", words.profile)
+    out = words.out or results_folder(words.profile)
     rest = run_pending(words.profile, words.seeds, words.only, out, words.device, words.data, budget)
     print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else ""))
 
@@ -67,10 +67,10 @@ def accept(words: argparse.Namespace) -> None:
     """keep the weights that a finished sweep chooses, for the profiles that ask for them"""
     from .results import load_scores
     from .stats import best_weights
-    from .study import keep_chosen, known_profile
+    from .study import keep_chosen, known_profile, results_folder
 
     for dataset in known_profile(words.profile).datasets:
-        found = best_weights(load_scores(Path("results", words.profile), dataset))
+        found = best_weights(load_scores(results_folder(words.profile), dataset))
         keep_chosen(words.profile, dataset, found)
         print(f"{dataset}: {', '.join(f'{method} {weight:g}' for method, weight in found.items())}")
 

@@ -62,7 +62,7 @@ class Learner:
                 colours,
                 run.patch,
             )
-            self.arguments = net.arguments
+            self.arguments, self.parameters = net.arguments, sum(p.numel() for p in net.parameters())
             self.net = self.method.build(net).to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
         # Compiled once for all tasks: the shapes stay, and so do the addresses that CUDA graphs hold.

@@ -237,6 +237,7 @@ class Measurer:
             {"data": data_sha256(self.run.dataset), **{e.name: e.sha256 for e in self.extractors}},
             self.device,
             {e.name: e.accuracy for e in self.extractors if e.accuracy},
+            learner.method.held(learner),
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .files import write_atomically
 from .results import ResultError, read_result
-from .study import known_profile, planned, runs
+from .study import known_profile, planned, results_folder, runs
 from .train import CHECKPOINT, first_task_path
 
 PAPER = "paper.ipynb"  # made when all figures are there
@@ -22,10 +22,10 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
     """
     if checkpoint < 1:
         raise ValueError(f"checkpoint={checkpoint}: expected at least 1 second")
-    p, first, found = known_profile(profile), {}, {}
+    p, first, found, results = known_profile(profile), {}, {}, results_folder(profile)
     for run in planned(profile, seeds):
-        folder = Path("results", profile, run.name)
-        values = {"results": f"../results/{profile}", "device": device, "checkpoint_seconds": checkpoint}
+        folder = results / run.name
+        values = {"results": f"../{results}", "device": device, "checkpoint_seconds": checkpoint}
         job = {
             "kind": "run",
             "notebook": "notebooks/run.ipynb",
@@ -45,7 +45,7 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
                 },
             )
         found[f"{folder}/result.json"] = job
-    folders = {"results": f"../results/{profile}", "figures": f"../figures/{profile}"}
+    folders = {"results": f"../{results}", "figures": f"../figures/{profile}"}
     for dataset in p.datasets:
         for name in p.figures:
             target = f"figures/{profile}/{name}-{dataset}.ipynb"
@@ -69,7 +69,7 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
 def set_aside_damaged(profile: str, seeds: int = 1) -> None:
     """Moves away the folder of each run whose results cannot be read, and names it: the run will be done again."""
     for run in runs(profile, seeds):
-        folder = Path("results", profile, run.name)
+        folder = results_folder(profile) / run.name
         try:
             if (folder / "result.json").exists():
                 read_result(folder)

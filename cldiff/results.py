@@ -16,7 +16,9 @@ from torch import nn
 
 from .errors import Problem
 from .files import file_sha256, write_atomically
+from .rows import Row
 from .run import PROTOCOL, Run
+from .study import row_run
 from .unet import save_unet
 
 COLUMNS = ("after_task", "eval_task", "metric", "value", "split", "extractor", "n", "sampler")
@@ -46,14 +48,22 @@ def read_result(folder: Path) -> dict:
     return result
 
 
-def load_results(results: str | Path, dataset: str | None = None) -> dict[Path, dict]:
-    """result.json of every finished run in a folder of results, of one data set or of all, by run folder.
+def load_results(
+    results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None
+) -> dict[Path, dict]:
+    """result.json of every finished run in a folder of results, by run folder: of one data set or of all, of these
+    rows or of all.
 
     Raises ResultError if there is none, or if two runs of a data set differ in more than method, weight and seed:
     their numbers do not belong into one table.
     """
     found = {path.parent: read_result(path.parent) for path in sorted(Path(results).glob("*/result.json"))}
-    found = {path: r for path, r in found.items() if dataset in (None, r["run"]["dataset"])}
+    labels = None if rows is None else {row_run(row).label for row in rows}
+    found = {
+        path: r
+        for path, r in found.items()
+        if dataset in (None, r["run"]["dataset"]) and (labels is None or Run(**r["run"]).label in labels)
+    }
     if not found:
         raise ResultError(
             f"no finished run{f' on {dataset}' if dataset else ''} in {results}: `make paper PROFILE=...` makes them"
@@ -78,9 +88,9 @@ def load_results(results: str | Path, dataset: str | None = None) -> dict[Path, 
     return found
 
 
-def _load(results: str | Path, file: str, dataset: str | None) -> pd.DataFrame:
+def _load(results: str | Path, file: str, dataset: str | None, rows: tuple[Row, ...] | None) -> pd.DataFrame:
     frames = []
-    for path, result in load_results(results, dataset).items():
+    for path, result in load_results(results, dataset, rows).items():
         run = Run(**result["run"])
         frames.append(
             pd.read_csv(path / file).assign(
@@ -90,20 +100,22 @@ def _load(results: str | Path, file: str, dataset: str | None) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def load_scores(results: str | Path, dataset: str | None = None) -> pd.DataFrame:
+def load_scores(results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None) -> pd.DataFrame:
     """A tidy table of every score: scores.csv of each run, with run, dataset, method, weight, seed and label."""
-    return _load(results, "scores.csv", dataset)
+    return _load(results, "scores.csv", dataset, rows)
 
 
-def load_bootstrap(results: str | Path, dataset: str | None = None) -> pd.DataFrame:
+def load_bootstrap(
+    results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None
+) -> pd.DataFrame:
     """A tidy table of every bootstrap over images: bootstrap.csv of each run, with run, dataset, method, weight, seed
     and label. Columns replicate0, replicate1, ...: FID, BPD and task accuracy of resampled images."""
-    return _load(results, "bootstrap.csv", dataset)
+    return _load(results, "bootstrap.csv", dataset, rows)
 
 
-def load_curves(results: str | Path, dataset: str | None = None) -> pd.DataFrame:
+def load_curves(results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None) -> pd.DataFrame:
     """A tidy table of every curve: curves.csv of each run, with run, dataset, method, weight, seed and label."""
-    return _load(results, "curves.csv", dataset)
+    return _load(results, "curves.csv", dataset, rows)
 
 
 def provenance(device: torch.device) -> dict:
@@ -142,11 +154,13 @@ def save_result(
     sha256: dict,
     device: torch.device | str = "cpu",
     accuracy: dict | None = None,
+    held: dict | None = None,
 ) -> None:
     """Writes the folder of a finished run, result.json last. Raises ResultError if there is a finished one.
 
     net: the average, of a U-Net with these arguments; tables: the rows of each of TABLES; sha256: of what the numbers
-    depend on, by name; accuracy: of the extractors' classifiers on test images, by name.
+    depend on, by name; accuracy: of the extractors' classifiers on test images, by name; held: what the
+    method keeps, see Method.held.
     """
     if (folder / "result.json").exists():
         raise ResultError(f"{folder} holds a finished run: delete it to do the run again")
@@ -162,6 +176,7 @@ def save_result(
         "seconds": seconds,
         **provenance(torch.device(device)),
         "accuracy": accuracy or {},
+        "held": held or {},
         "sha256": {**sha256, **{name: file_sha256(folder / name) for name in FILES[:-1]}},
     }
     write_atomically(folder / "result.json", lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))

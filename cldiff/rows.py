@@ -19,15 +19,57 @@ STUDY = (
     Row("replay", 0.01),
     Row("generative", 1.0),
 )
-# The rows of a sweep: what a method's weight does, looked at on validation images.
-SWEEP = tuple(Row(method, weight) for method in ("l2", "replay") for weight in (0.0, 0.001, 0.01, 0.1, 1.0, 10.0))
+_PILOT = dict(snr=1.9, power=2.0, low=0.01)  # a sigmoid about t = 200 of 1,000
+# A sweep: six trials for each method, weight 0 (finetuning) and five powers of ten from this one on. They are judged on
+# validation images.
+_SMALLEST = {
+    "l2": 1e-3,
+    "replay": 1e-3,
+    "generative": 1e-3,
+    "distilled": 1e-2,
+    "timesteps": 1e-3,
+    "self_tuned": 1e-3,
+    "generative_distillation": 1e-2,
+    "rank1_distillation": 1e2,
+    "lwf": 1e-2,
+    "ewc": 1e2,
+    "rank1": 1e2,
+    "mas": 1e-4,
+    "si": 1e-2,
+}
+SWEEP = tuple(
+    Row(method, weight, _PILOT if method == "timesteps" else {})
+    for method, smallest in _SMALLEST.items()
+    for weight in (0.0, *(float(f"{smallest * 10**k:.0e}") for k in range(5)))
+)
+# Every method of the field, each with the weight that a sweep chose, beside the study's rows.
+BENCHMARK = (
+    *STUDY,
+    Row("replay"),
+    Row("generative"),
+    Row("distilled"),
+    Row("timesteps", options=_PILOT),
+    Row("self_tuned"),
+    Row("agem"),
+    Row("generative_distillation"),
+    Row("rank1_distillation"),
+    Row("lwf"),
+    Row("ewc"),
+    Row("ewc", options={"decay": 0.9}),
+    Row("rank1"),
+    Row("mas"),
+    Row("si"),
+    Row("lora"),
+    Row("separate"),
+    Row("separate", options={"start": "previous"}),
+    Row("joint"),
+)
 
 
 def _timesteps(weight: float, **options) -> Row:
     return Row("timesteps", weight, options)
 
 
-_PILOT = dict(snr=1.9, power=2.0, low=0.01)  # a sigmoid about t = 200 of 1,000
 # The arms of the replay experiment. Contrasts between them are fixed in notebooks/replay.ipynb.
 REPLAY = (
     Row("finetune"),

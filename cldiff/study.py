@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .files import write_atomically
 from .methods import METHODS
-from .rows import REPLAY, REPLAY_KEPT, STUDY, SWEEP, Row
+from .rows import BENCHMARK, REPLAY, REPLAY_KEPT, STUDY, SWEEP, Row
 from .run import Run
 
 CHOSEN = (
@@ -32,7 +32,7 @@ class Profile:
     """datasets: by name, what differs there from `settings`, which differ from Run's defaults. sweep: the profile that
     chose the weights of rows without one; None: methods' defaults. figures: the notebooks that show its results.
     published: whether git keeps results and figures. first_seed: above 0 for an experiment on seeds that an earlier one
-    did not see."""
+    did not see. beside: the profile of the same settings among whose results its own are."""
 
     help: str
     datasets: dict[str, dict]
@@ -42,6 +42,7 @@ class Profile:
     figures: tuple[str, ...] = FIGURES
     published: bool = False
     first_seed: int = 0
+    beside: str | None = None
 
     @property
     def has_paper(self) -> bool:
@@ -115,6 +116,15 @@ PROFILES = {
         ),
     ),
     "digits": Profile("scikit-learn's digits, 8x8 pixels, from scratch", {"digits": {}}, _DIGITS, sweep="digits-sweep"),
+    "benchmark-digits": Profile(
+        "every method of the field on the digits",
+        {"digits": {}},
+        _DIGITS,
+        BENCHMARK,
+        sweep="digits-sweep",
+        figures=("benchmark",),
+        beside="digits",
+    ),
     "digits-long": Profile(
         "the same with five times the steps",
         {"digits": {}},
@@ -166,7 +176,7 @@ PROFILES = {
         figures=("replay",),
     ),
     "digits-sweep": Profile(
-        "weights of L2 and of experience replay, judged on validation images",
+        "weights of every method that has one, judged on validation images",
         {"digits": {}},
         _DIGITS,
         SWEEP,
@@ -220,6 +230,10 @@ def known_profile(name: str) -> Profile:
     return PROFILES[name]
 
 
+def results_folder(profile: str) -> Path:
+    return Path("results", known_profile(profile).beside or profile)
+
+
 def runs(profile: str, seeds: int = 1, only: str = "") -> list[Run]:
     """Every run of a profile, or those whose name starts with `only`. Raises ValueError for an unknown profile, and
     where a weight was not chosen yet."""
@@ -232,10 +246,10 @@ def runs(profile: str, seeds: int = 1, only: str = "") -> list[Run]:
             for row in p.rows:
                 if not (start := f"{dataset}-{row.method}-").startswith(only) and not only.startswith(start):
                     continue  # it may lack its weight, and need not have it
-                if row.weight is None and p.sweep and METHODS[row.method].tuned:
+                if row.weight is None and p.sweep and METHODS[row.method].weight is not None:
                     row = row._replace(weight=chosen(p.sweep, dataset, row.method))
                 found.append(row_run(row, dataset=dataset, seed=seed, **{**p.settings, **own}))
-    return [run for run in found if run.name.startswith(only)]
+    return [run for run in dict.fromkeys(found) if run.name.startswith(only)]  # a chosen weight may be the study's
 
 
 def planned(profile: str, seeds: int = 1, only: str = "") -> list[Run]:

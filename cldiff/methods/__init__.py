@@ -9,6 +9,7 @@ from .generative_distillation import GenerativeDistillation
 from .joint import Joint
 from .lora import LoRA
 from .lwf import LwF
+from .rank1_distillation import Rank1Distillation
 from .regularize import L2
 from .replay import GenerativeReplay, Replay
 from .self_tuned import SelfTunedReplay
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "timesteps": TimestepReplay,
     "self_tuned": SelfTunedReplay,
     "generative_distillation": GenerativeDistillation,
+    "rank1_distillation": Rank1Distillation,
     "lwf": LwF,
     "agem": AGEM,
     "ewc": EWC,

@@ -41,10 +41,11 @@ class Method:
     weight: float | None = (
         None  # default weight of the method's own loss; None: it has no such loss and takes no weight
     )
-    tuned = False  # whether a sweep chooses the weight: rows without one take the chosen one, and labels leave it out
+    tuned = False  # whether the weight is always one that a sweep chose: labels leave it out
     shares_first_task = (
         True  # whether the method does nothing in the first task, which is then trained once for all such
     )
+    passes = 3  # forward passes that an image costs in a step; a backward pass counts as two
     version = 1  # raised when changed code gives other numbers: part of a run's name
 
     Options = Parameters  # a frozen dataclass of parameters: the method's own, beside its weight
@@ -53,6 +54,11 @@ class Method:
         self.weight = weight
         self.options = options or self.Options()
         self.state: dict[str, Tensor] = {}
+
+    def held(self, learner: Learner) -> dict[str, int]:
+        """What is kept from task to task beside one network: "images", real ones, and "bytes" in all."""
+        own = sum(p.nbytes for p in learner.net.parameters()) - 4 * learner.parameters
+        return {"images": 0, "bytes": own + sum(value.nbytes for value in self.state.values())}
 
     def build(self, net: UNet) -> nn.Module:
         """The network to train, made from a new one before the first step and whenever one is loaded: adapters go here.

@@ -37,6 +37,7 @@ class DistilledReplay(Replay):
     al. 2020), which keeps the outputs themselves."""
 
     label = "Distilled replay"
+    passes = 7
 
     @dataclass(frozen=True)
     class Options(Parameters):

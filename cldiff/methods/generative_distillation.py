@@ -19,6 +19,7 @@ class GenerativeDistillation(GenerativeReplay):
     (1 - 1/k) * weight; with weight 0 this is finetuning."""
 
     label = "Generative distillation"
+    passes = 7
 
     def start_task(self, learner: Learner) -> None:
         super().start_task(learner)

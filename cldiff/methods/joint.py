@@ -19,6 +19,10 @@ class Joint(Method):
     label = "Joint training"
     seen = 0  # tasks in the union
 
+    def held(self, learner: Learner) -> dict[str, int]:
+        past = learner.images[: learner.task]
+        return {"images": sum(map(len, past)), "bytes": sum(images.nbytes for images in past)}
+
     def batch(self, learner: Learner, current: Batch) -> Batch:
         if learner.task == 0:
             return current

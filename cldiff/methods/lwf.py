@@ -20,6 +20,7 @@ class LwF(Method):
 
     label = "Learning without forgetting"
     weight = 1.0
+    passes = 7
 
     def start_task(self, learner: Learner) -> None:
         self.state = frozen(learner)

@@ -25,6 +25,10 @@ class Replay(Method):
 
     label = "Experience replay"
     weight = 1.0
+    passes = 6
+
+    def held(self, learner: Learner) -> dict[str, int]:
+        return super().held(learner) | {"images": len(self.state["images"])}
 
     def remember(self, learner: Learner, task: int) -> torch.Tensor:
         """uint8 (N, C, H, W): what stands for a past task."""
@@ -49,6 +53,9 @@ class GenerativeReplay(Replay):
     """Generative replay (Shin et al. 2017): the buffers are filled by the model from before the task."""
 
     label = "Generative replay"
+
+    def held(self, learner: Learner) -> dict[str, int]:
+        return super().held(learner) | {"images": 0}
 
     def remember(self, learner: Learner, task: int) -> torch.Tensor:
         return to_uint8(learner.sample(task, learner.run.pool, learner.run.pool_steps, eta=0.0, purpose="pool"))

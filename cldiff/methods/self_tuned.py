@@ -26,6 +26,9 @@ class SelfTunedReplay(Replay):
         bins: int = number(20, 1, help="of timesteps, each with a weight of its own")
         every: int = number(50, 1, help="steps between two measurements")
 
+    def held(self, learner: Learner) -> dict[str, int]:
+        return super().held(learner) | {"images": len(self.state["images"]) + len(self.state["unseen"])}
+
     def start_task(self, learner: Learner) -> None:
         super().start_task(learner)
         images, task = self.state["images"], self.state["task"]

@@ -100,4 +100,4 @@ def mark_tasks(axis, steps: int, tasks: int, titles: bool = True) -> None:
 
 def run_parameters(results: str | Path, dataset: str) -> dict:
     """The parameters that all runs of a data set share (method, weight and seed are the first run's)."""
-    return next(iter(load_results(results, dataset).values()))["run"]
+    return next(iter(load_results(results, dataset, STUDY).values()))["run"]
