@@ -34,7 +34,7 @@ _SMALLEST = {
     "lwf": 1e-2,
     "ewc": 1e2,
     "rank1": 1e2,
-    "mas": 1e-4,
+    "mas": 1e-3,
     "si": 1e-2,
 }
 SWEEP = tuple(

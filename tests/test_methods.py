@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from conftest import copied, same, tiny, weights, weights_after_tasks, with_noise_held_out
+from torch.utils.flop_counter import FlopCounterMode
 
 from cldiff.learner import Learner, TrainingError
 from cldiff.methods import METHODS, Batch, Method
@@ -13,6 +14,7 @@ from cldiff.methods.replay import buffer
 from cldiff.parameters import Parameters, number
 from cldiff.tasks import to_uint8
 from cldiff.train import train
+from cldiff.unet import UNet
 
 WEIGHTED = [name for name, method in METHODS.items() if method.weight is not None]
 SHARING = [name for name, method in METHODS.items() if method.shares_first_task]
@@ -43,6 +45,59 @@ def pixels(images) -> list[bytes]:
 @pytest.mark.parametrize("method", WEIGHTED)
 def test_with_weight_0_a_method_is_finetuning_bit_for_bit(method, trained):
     assert all(map(same, trained(method, weight=0.0), trained("finetune")))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_costs_the_passes_that_the_method_says(method, three):
+    """Counted by torch: a backward pass has twice the multiplications of a forward pass."""
+    learner = at_task(tiny(method, batch=32, channels=16, options={"rank": 1} if method == "lora" else {}), three, 2)
+    learner.step = 1  # self-tuned replay measures in the first
+    net, n = learner.ema if learner.method.shares_first_task else UNet(**learner.arguments), 32
+    with torch.no_grad(), FlopCounterMode(display=False) as forward:
+        net(torch.zeros(n, 1, 8, 8), torch.zeros(n, dtype=torch.int64), torch.full((n,), 2))
+    with FlopCounterMode(display=False) as step:
+        learner.update()
+    assert step.get_total_flops() / forward.get_total_flops() == pytest.approx(METHODS[method].passes, rel=0.06)
+
+
+SIZE = 64  # bytes of an image of the digits
+HELD = {  # in the third task: real images, bytes without networks, networks or numbers for each of a network's
+    "finetune": (0, 0, 0),
+    "l2": (0, 0, 1),  # an anchor
+    "replay": (10, 10 * (SIZE + 8), 0),  # with the number of the task of each image
+    "generative": (0, 12 * (SIZE + 8), 0),
+    "distilled": (10, 10 * (SIZE + 8), 1),  # a teacher
+    "timesteps": (10, 10 * (SIZE + 8), 0),
+    "self_tuned": (10, 10 * (SIZE + 8) + 4 * 2 * 20, 0),  # two losses in 20 bins
+    "generative_distillation": (0, 12 * (SIZE + 8), 1),
+    "rank1_distillation": (0, 12 * (SIZE + 8) + 4 * 2, 1 + 1 + 2),  # teacher, anchor, a direction for each past task
+    "lwf": (0, 0, 1),
+    "agem": (10, 10 * (SIZE + 8), 0),
+    "ewc": (0, 0, 2),  # anchor and importances
+    "rank1": (0, 4 * 2, 1 + 2),
+    "mas": (0, 0, 2),
+    "si": (0, 0, 3),
+    "separate": (0, 0, 2),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_method_holds_is_counted(method, three):
+    learner = Learner(tiny(method, **({"options": {"images": 2}} if method in ("ewc", "mas") else {})), three)
+    for _ in range(2):
+        learner.update()  # synaptic intelligence counts from its first step
+        learner.next_task()
+    found = learner.method.held(learner)
+    if method == "joint":
+        images = sum(len(task.train) for task in three[:2])
+        assert found == {"images": images, "bytes": images * SIZE}
+    elif method == "lora":
+        changes = [p for name, p in learner.net.named_parameters() if not name.startswith("net.")]
+        assert found == {"images": 0, "bytes": 4 * sum(p.numel() for p in changes)}
+    else:
+        images, bytes, times = HELD[method]
+        network = 4 * sum(p.numel() for p in UNet(**learner.arguments).parameters())
+        assert found == {"images": images, "bytes": bytes + times * network}
 
 
 @pytest.mark.parametrize("method", SHARING)

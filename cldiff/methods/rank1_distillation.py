@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 class Rank1Distillation(Rank1EWC):
     """Rank-1 EWC of weight `weight` beside generative distillation (arXiv 2509.23593, which finds the pair better than
-    either)."""
+    either); with weight 0 neither."""
 
     label = "Distillation and rank-1 EWC"
     passes = GenerativeDistillation.passes
@@ -30,6 +30,8 @@ class Rank1Distillation(Rank1EWC):
         self.distillation = GenerativeDistillation(self.options.distillation)
 
     def start_task(self, learner: Learner) -> None:
+        if self.weight == 0:
+            return
         super().start_task(learner)
         self.distillation.start_task(learner)
         self.state |= self.distillation.state

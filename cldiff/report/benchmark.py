@@ -1,0 +1,109 @@
+"""The benchmark's tables: how good each method is, and what it costs."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from ..contrasts import outcomes
+from ..findings import FINETUNING
+from ..methods import METHODS
+from ..results import load_results
+from ..run import Run
+from ..stats import DRAWS, HEADLINES, compare, summarise, summarise_replicates
+from .tables import mean_and_error, seeds_note, sizes
+
+
+def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """A row for each method, from the lowest average FID against test images to the highest, mean and standard error
+    over seeds. Bold: what a paired bootstrap cannot tell from the best; °: what it cannot tell from finetuning."""
+    summary, replicates, found = summarise(scores), summarise_replicates(bootstrap), outcomes(scores, curves)
+    of_label = found.groupby("label")
+    labels = of_label.fid.mean().sort_values().index
+    weights = scores.groupby("label").weight.first()
+    table = pd.DataFrame(
+        {
+            "": labels,
+            "weight": [f"{weights[name]:g}" if pd.notna(weights[name]) else "" for name in labels],
+            "FID, test ↓": [mean_and_error(of_label.fid.get_group(name), 1) for name in labels],
+        }
+    )
+    for metric in ("fid", "bpd", "accuracy"):
+        m = HEADLINES[metric]
+        for kind in ("average", "forgetting"):
+            title = f"{'avg' if kind == 'average' else 'forgetting'} {m.title} {'↑' if m.higher else '↓'}"
+            means = summary[summary.metric == metric].groupby("label")[kind]
+            if kind == "forgetting":
+                table[title.replace("↑", "↓")] = [mean_and_error(means.get_group(name), m.digits) for name in labels]
+                continue
+            best = means.mean().idxmax() if m.higher else means.mean().idxmin()
+            beyond = {
+                (name, other): compare(summary, replicates, name, other, metric, kind).beyond_noise
+                for name in labels
+                for other in {best, FINETUNING} & set(labels)
+            }
+            table[title] = [
+                ("{}" if beyond[name, best] else "**{}**").format(mean_and_error(means.get_group(name), m.digits))
+                + ("" if beyond.get((name, FINETUNING), True) or name == FINETUNING else " °")
+                for name in labels
+            ]
+    table["recall ↑"] = [mean_and_error(of_label.recall.get_group(name), 2) for name in labels]
+    table["FID, newest task ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
+    drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
+    note = (
+        f"{seeds_note(scores)}, by average FID against test images. Weights without a name of their own are those that "
+        f"the sweep chose on validation images. Bold: the best average, and what {DRAWS:,} draws of a paired bootstrap "
+        "over seeds and images cannot tell from it; °: what they cannot tell from finetuning. FID: "
+        f"{drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}), against training images where no "
+        f"others are named. BPD: on {sizes(bound.n)} test images per task. Recall: against test images. Forgetting: "
+        "positive means worse."
+    )
+    return table, note
+
+
+def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame:
+    """What each label costs, the index: "time", of training, finetuning of the same seed and machine being 1, mean over
+    seeds, NaN where there is none; "passes" in a step, see Method.passes; "images" and "bytes" held, see Method.held,
+    NaN where the run did not record them."""
+    runs = []
+    for result in load_results(results, dataset).values():
+        run = Run(**result["run"])
+        runs.append(
+            {
+                "label": run.label,
+                "seed": run.seed,
+                "machine": str(result["machine"]),
+                "seconds": result["seconds"]["train"],
+                "passes": METHODS[run.method].passes,
+                "images": result.get("held", {}).get("images"),
+                "bytes": result.get("held", {}).get("bytes"),
+            }
+        )
+    runs = pd.DataFrame(runs)
+    same = ["seed", "machine"]
+    alone = runs[runs.label == FINETUNING].groupby(same).seconds.mean().rename("finetuning")
+    runs = runs.join(alone, on=same)
+    runs["time"] = runs.seconds / runs.finetuning
+    return runs.groupby("label")[["time", "passes", "images", "bytes"]].mean().loc[labels]
+
+
+def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """prices() as a table, and what it means."""
+
+    def written(values: pd.Series, form: str) -> list[str]:
+        return [form.format(value) if pd.notna(value) else "" for value in values]
+
+    table = pd.DataFrame(
+        {
+            "": found.index,
+            "time": written(found.time, "x {:.2f}"),
+            "passes": written(found.passes, "{:.0f}"),
+            "real images kept": written(found.images, "{:,.0f}"),
+            "held, KB": written(found.bytes / 1000, "{:,.1f}"),
+        }
+    )
+    note = (
+        "Time: seconds of training, finetuning's of the same seed and machine being 1; the first task, which most "
+        "share, and what is done once between tasks are in it. Passes: forward passes that an image costs in a step, a "
+        "backward pass counted as two. Held: what is kept from task to task beside one network, at the end."
+    )
+    return table, note

@@ -1,0 +1,96 @@
+"""The benchmark's tables."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import tiny
+
+from cldiff import load_bootstrap, load_curves, load_scores
+from cldiff.report.benchmark import leaderboard, price_table, prices
+from cldiff.rows import STUDY
+from cldiff.work import make_run
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The folder of results of one run of finetuning."""
+    folder = tmp_path_factory.mktemp("results")
+    make_run(tiny(), folder / tiny().name)
+    return folder
+
+
+def tables(measured):
+    return [load(measured, "digits") for load in (load_scores, load_curves, load_bootstrap)]
+
+
+def changed(table, label, seed, factor=1.0, **moved):
+    """The same run under another label and seed, its FID and the replicates of it times a factor."""
+    new = table.assign(label=label, seed=seed, run=f"{label}-{seed}")
+    values = [name for name in table.columns if name == "value" or name.startswith("replicate")]
+    if "metric" in table:
+        new.loc[new.metric == "fid", values] *= factor
+    return new
+
+
+def test_the_leaderboard_is_ordered_by_fid_and_marks_what_noise_cannot_tell_from_best_and_finetuning(measured):
+    """Half of finetuning's FID is the best; twice it is worse; a copy is finetuning."""
+    factors = {"Worse": 2.0, "Finetuning": 1.0, "Copy": 1.0, "Best": 0.5}
+    scores, curves, bootstrap = (
+        pd.concat([changed(t, label, seed, f * (1 + 0.01 * seed)) for label, f in factors.items() for seed in (0, 1)])
+        for t in tables(measured)
+    )
+    table, note = leaderboard(scores, curves, bootstrap)
+    table = table.set_index("")
+    assert list(table.index)[0] == "Best" and list(table.index)[-1] == "Worse" and "n = 2 seeds" in note
+    fid, bpd = table["avg FID ↓"], table["avg BPD ↓"]
+    assert fid["Best"].startswith("**") and "°" not in fid["Best"]
+    assert "**" not in fid["Copy"] and fid["Copy"].endswith(" °")
+    assert "**" not in fid["Finetuning"] and "°" not in fid["Finetuning"]
+    assert "**" not in fid["Worse"] and "°" not in fid["Worse"]
+    assert bpd.str.startswith("**").all() and bpd.drop("Finetuning").str.endswith(" °").all()  # all the same
+    test = scores[(scores.metric == "fid") & (scores.split == "test") & (scores.extractor == "lenet")]
+    last = test[(test.after_task == test.after_task.max()) & (test.label == "Best")]
+    newest = last[last.eval_task == last.eval_task.max()].value.mean()
+    assert table.loc["Best", "FID, test ↓"].split()[0] == f"{last.value.mean():.1f}"
+    assert table.loc["Best", "FID, newest task ↓"].split()[0] == f"{newest:.1f}"
+
+
+def test_prices_compare_with_finetuning_of_the_same_seed_on_the_same_machine(measured, tmp_path):
+    source = next(measured.glob("*/result.json")).parent
+
+    def add(method, seed, seconds, machine, **held):
+        run = tiny(method, seed=seed)
+        folder = tmp_path / run.name
+        shutil.copytree(source, folder)
+        result = json.loads((folder / "result.json").read_text())
+        result |= {"seconds": {"train": seconds, "measure": 0}, "machine": machine, "held": held}
+        result["run"] |= {"method": method, "seed": seed, "weight": run.weight}
+        (folder / "result.json").write_text(json.dumps(result))
+        return run.label
+
+    finetune = [add("finetune", seed, seconds, machine) for seed, seconds, machine in ((0, 10, "a"), (1, 20, "b"))][0]
+    replay = [add("replay", seed, 30, m, images=10, bytes=7000) for seed, m in ((0, "a"), (1, "b"), (2, "a"))][0]
+    l2 = add("l2", 0, 30, "b")
+    found = prices(tmp_path, "digits", [l2, replay, finetune])
+    assert list(found.index) == [l2, replay, finetune] and found.time[replay] == pytest.approx((3 + 1.5) / 2)
+    assert found.time[finetune] == 1 and pd.isna(found.time[l2]) and pd.isna(found.bytes[l2])
+    table, _ = price_table(found)
+    assert table.astype(str).values.tolist() == [
+        [l2, "", "3", "", ""],
+        [replay, "x 2.25", "6", "10", "7.0"],
+        [finetune, "x 1.00", "3", "", ""],
+    ]
+
+
+def test_the_study_reads_its_own_rows_from_among_the_benchmarks(measured, tmp_path):
+    source = next(measured.glob("*/result.json")).parent
+    for method, weight in (("finetune", None), ("replay", 0.1), ("replay", 0.01), ("l2", 0.3)):
+        run = tiny(method, weight=weight)
+        shutil.copytree(source, tmp_path / run.name)
+        result = json.loads((tmp_path / run.name / "result.json").read_text())
+        result["run"] |= {"method": method, "weight": weight}
+        (tmp_path / run.name / "result.json").write_text(json.dumps(result))
+    every, own = (set(load_scores(tmp_path, "digits", rows).label) for rows in (None, STUDY))
+    assert every - own == {"Experience replay, weight 0.1"} and len(own) == 3
