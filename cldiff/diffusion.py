@@ -1,13 +1,18 @@
 """The diffusion of Ho et al. (2020): noise schedule, loss, sampling, and the variational bound, term by term."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from .lazy import no_grad, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIANCES = ("fixedlarge", "fixedsmall")  # of the reverse process: beta_t, or the posterior's
-Model = Callable[[Tensor, Tensor], Tensor]  # (x_t (B, C, H, W), t int64 (B,)) -> predicted noise (B, C, H, W)
+Model = Callable[["Tensor", "Tensor"], "Tensor"]  # (x_t (B, C, H, W), t int64 (B,)) -> predicted noise (B, C, H, W)
 
 
 class Diffusion:
@@ -55,7 +60,7 @@ class Diffusion:
         x0 = ((x_t - (1 - a).sqrt() * noise) / a.sqrt()).to(x_t.dtype)
         return x0.clamp(-1, 1) if clip else x0
 
-    @torch.no_grad()
+    @no_grad
     def sample(
         self,
         model: Model,
@@ -92,7 +97,7 @@ class Diffusion:
                 x = x + sigma.to(x.dtype) * draw
         return x
 
-    @torch.no_grad()
+    @no_grad
     def bits_per_dim(
         self,
         model: Model,
@@ -111,7 +116,7 @@ class Diffusion:
         """
         return self.bounds(model, x0, [(self.variance, clip)], generator, terms, batch_size)[0]
 
-    @torch.no_grad()
+    @no_grad
     def bounds(
         self,
         model: Model,

@@ -14,7 +14,7 @@ from .diffusion import Diffusion, Model
 from .errors import Problem
 from .files import load_tensors, save_tensors
 from .methods import METHODS, Batch
-from .methods.separate import ByTask
+from .networks import ByTask
 from .run import Run
 from .tasks import Task, to_model
 from .unet import UNet

@@ -1,17 +1,21 @@
 """Metrics of one model on one task. A new metric is an entry of METRICS; what is measured when stands in measure.py."""
 
+from __future__ import annotations
+
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .diffusion import VARIANCES, Diffusion, Model
+from .lazy import no_grad, torch
 from .tasks import Task, to_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REPLICATES = 50  # of each score, over resampled images
 
@@ -39,7 +43,7 @@ class Gaussian(NamedTuple):
     root: Tensor  # (min(N, F), F), upper triangular; root.T @ root is the covariance
 
     @classmethod
-    def of(cls, features: Tensor) -> "Gaussian":
+    def of(cls, features: Tensor) -> Gaussian:
         x = features.double()
         return cls(x.mean(0), torch.linalg.qr((x - x.mean(0)) / (len(x) - 1) ** 0.5, mode="r").R)
 
@@ -109,7 +113,7 @@ def copied(samples: Tensor, kept: Tensor) -> float:
     return (near[:, 0] < near[:, 1] / 3).double().mean().item()
 
 
-@torch.no_grad()
+@no_grad
 def losses_by_timestep(
     diffusion: Diffusion,
     model: Model,
@@ -150,7 +154,7 @@ class Drawn:
     def gaussian(self) -> Gaussian:
         return Gaussian.of(self.features)
 
-    def resampled(self, pick: Tensor) -> "Drawn":
+    def resampled(self, pick: Tensor) -> Drawn:
         return Drawn(self.features[pick], None if self.classes is None else self.classes[pick], self.task, self.current)
 
 

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 from .files import write_atomically
-from .results import ResultError, read_result
 from .study import known_profile, planned, results_folder, runs
-from .train import CHECKPOINT, first_task_path
 
 PAPER = "paper.ipynb"  # made when all figures are there
 
@@ -20,6 +18,8 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
     kind "first_task": {run, folder}, needed by the runs that name it in "after"; kinds "run", "figure" and "paper":
     {notebook, output, parameters}. Of runs that are there, the first task is not asked for.
     """
+    from .train import CHECKPOINT, first_task_path
+
     if checkpoint < 1:
         raise ValueError(f"checkpoint={checkpoint}: expected at least 1 second")
     p, first, found, results = known_profile(profile), {}, {}, results_folder(profile)
@@ -68,6 +68,8 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
 
 def set_aside_damaged(profile: str, seeds: int = 1) -> None:
     """Moves away the folder of each run whose results cannot be read, and names it: the run will be done again."""
+    from .results import ResultError, read_result
+
     for run in runs(profile, seeds):
         folder = results_folder(profile) / run.name
         try:

@@ -1,5 +1,7 @@
 """The folder of a finished run: what stands in it, written whole or not at all, read back as tidy tables."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
@@ -8,18 +10,20 @@ import subprocess
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-import torch
 from PIL import Image
-from torch import nn
 
 from .errors import Problem
 from .files import file_sha256, write_atomically
+from .lazy import torch
 from .rows import Row
 from .run import PROTOCOL, Run
 from .study import row_run
-from .unet import save_unet
+
+if TYPE_CHECKING:
+    from torch import nn
 
 COLUMNS = ("after_task", "eval_task", "metric", "value", "split", "extractor", "n", "sampler")
 CURVES = ("step", "task", "eval_task", "split", "timestep", "loss", "bpd")
@@ -162,6 +166,8 @@ def save_result(
     depend on, by name; accuracy: of the extractors' classifiers on test images, by name; held: what the
     method keeps, see Method.held.
     """
+    from .unet import save_unet
+
     if (folder / "result.json").exists():
         raise ResultError(f"{folder} holds a finished run: delete it to do the run again")
     for name, columns in TABLES.items():

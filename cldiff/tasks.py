@@ -1,18 +1,23 @@
 """Data sets, checked by SHA-256, cut into sequences of tasks. A new data set is an entry of DATASETS."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from filelock import FileLock
-from torch import Tensor
 
 from .errors import Problem
+from .lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPLIT_SEED = 0  # the splits are part of the protocol: the same for every run and every seed
 
@@ -31,7 +36,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: Tensor) -> "Split":
+    def __getitem__(self, index: Tensor) -> Split:
         return Split(self.images[index], self.labels[index])
 
 

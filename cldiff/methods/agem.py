@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
+from ..lazy import torch
 from .base import Batch
 from .replay import Replay
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
+from ..lazy import torch
 from ..parameters import Parameters
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from ..learner import Learner
     from ..unet import UNet
 

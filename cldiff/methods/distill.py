@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.func import functional_call
-
+from ..lazy import no_grad, torch
 from ..parameters import Parameters, among, number
 from .base import Batch
 from .replay import Replay
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..learner import Learner
 
 
@@ -23,12 +22,12 @@ def frozen(learner: Learner, which: str = "average") -> dict[str, Tensor]:
     return {f"teacher.{name}": p.detach().clone() for name, p in net.named_parameters()}
 
 
-@torch.no_grad()
+@no_grad
 def prediction(learner: Learner, state: dict[str, Tensor], batch: Batch) -> Tensor:
     """What the frozen network in `state` predicts for a batch, without dropout: (B, C, H, W)."""
     weights = {name.removeprefix("teacher."): p for name, p in state.items() if name.startswith("teacher.")}
     x = learner.diffusion.noised(batch.x0, batch.t, batch.noise)
-    return functional_call(learner.ema, weights, (x, batch.t, batch.task))
+    return torch.func.functional_call(learner.ema, weights, (x, batch.t, batch.task))
 
 
 class DistilledReplay(Replay):

@@ -7,16 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
+from ..lazy import torch
 from ..parameters import Parameters, number
 from .base import Method
 from .regularize import distance, vector
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..learner import Learner
 
 HELD = 2**27  # numbers in the gradients that are held at a time: 512 MB
@@ -25,14 +23,16 @@ HELD = 2**27  # numbers in the gradients that are held at a time: 512 MB
 def gradients(learner: Learner, images: int, of: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Tensor]:
     """The gradient of `of(predicted noise, noise)`, a scalar, at each of `images` noisy training images of the task
     before: rows (n, parameters), some at a time. Without dropout; the same rows in each call within a task."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     past, net = learner.task - 1, copy.deepcopy(learner.net).eval()
     weights = {name: p.detach() for name, p in net.named_parameters()}
     task = torch.tensor([past], device=learner.device)
 
     def value(weights: dict[str, Tensor], x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        return of(functional_call(net, weights, (x[None], t[None], task))[0], noise)
+        return of(torch.func.functional_call(net, weights, (x[None], t[None], task))[0], noise)
 
-    each = vmap(grad(value), in_dims=(None, 0, 0, 0))
+    each = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0, 0))
     size = max(1, min(32, HELD // sum(p.numel() for p in weights.values())))  # more at a time are not faster
     for start in range(0, images, size):
         batch = learner.draw(learner.images[past], past, f"fisher {start}", size=min(size, images - start))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
+from ..lazy import torch
 from .base import Batch, Method
 
 if TYPE_CHECKING:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
 from ..parameters import Parameters, number
 from .base import Batch, Method
-from .separate import ByTask
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..learner import Learner
     from ..unet import UNet
 
@@ -30,6 +27,8 @@ class LoRA(Method):
         rank: int = number(8, 1, help="of the change of each matrix and kernel")
 
     def build(self, net: UNet) -> nn.Module:
+        from ..networks import Adapted
+
         return Adapted(net, net.tasks, self.options.rank)
 
     def start_task(self, learner: Learner) -> None:
@@ -38,29 +37,3 @@ class LoRA(Method):
     def batch(self, learner: Learner, current: Batch) -> Batch:
         learner.net.net.requires_grad_(learner.task == 0)  # each step: a run that continues has not seen the task start
         return current
-
-
-class Adapted(ByTask):
-    """A network whose matrices and kernels have a low-rank change for each task but the first: B (task, outputs, rank)
-    and A (task, rank, places of the kernel times inputs)."""
-
-    def __init__(self, net: nn.Module, tasks: int, rank: int):
-        super().__init__()
-        self.net, self.rank = net, rank
-        self.names = [name for name, p in net.named_parameters() if p.ndim > 1]
-        shapes = [net.get_parameter(name).flatten(1).shape for name in self.names]
-        self.A = nn.ParameterList(torch.empty(tasks - 1, rank, n).uniform_(-(n**-0.5), n**-0.5) for _, n in shapes)
-        self.B = nn.ParameterList(torch.zeros(tasks - 1, m, rank) for m, _ in shapes)
-
-    def choose(self, task: int) -> Callable[..., Tensor]:
-        return self.changed if task > 0 else self.net
-
-    def changed(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
-        """The network with the change of the one task that is asked for."""
-        own, weights = task[:1] - 1, {}  # no number: each would be compiled anew
-        for name, *change in zip(self.names, self.B, self.A):
-            W = self.net.get_parameter(name).movedim(1, -1)  # as channels-last has it in memory
-            B, A = (part.index_select(0, own).squeeze(0) for part in change)
-            merged = torch.addmm(W.flatten(1), B, A, alpha=1 / self.rank)
-            weights[name] = merged.view(W.shape).movedim(-1, 1)
-        return torch.func.functional_call(self.net, weights, (x, t, task))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ..lazy import torch
 from .base import Method
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..learner import Learner
 
 

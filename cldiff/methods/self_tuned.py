@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-
+from ..lazy import no_grad, torch
 from ..parameters import Parameters, number
 from .base import Batch
 from .replay import Replay
@@ -41,7 +40,7 @@ class SelfTunedReplay(Replay):
         self.state |= {"unseen": images[unseen], "unseen task": task[unseen]}
         self.state["losses"] = torch.zeros(2, self.options.bins, device=learner.device)  # of the buffer, of the unseen
 
-    @torch.no_grad()
+    @no_grad
     def measure(self, learner: Learner) -> None:
         """Running means of both losses by bin. Images differ; timesteps and noise are the same for both."""
         bins, T = self.options.bins, learner.run.timesteps

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
 from ..parameters import Parameters, among
-from ..unet import UNet
 from .base import Method
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ..learner import Learner
+    from ..unet import UNet
 
 
 class Separate(Method):
@@ -31,37 +29,12 @@ class Separate(Method):
         )
 
     def build(self, net: UNet) -> nn.Module:
-        return Networks([net, *(UNet(**net.arguments) for _ in range(1, net.tasks))])
+        from ..networks import Networks
+
+        return Networks([net, *(type(net)(**net.arguments) for _ in range(1, net.tasks))])
 
     def start_task(self, learner: Learner) -> None:
         old, new = learner.net.nets[learner.task - 1 : learner.task + 1]
         if self.options.start == "previous":
             new.load_state_dict(old.state_dict())
         old.load_state_dict(learner.ema.nets[learner.task - 1].state_dict())  # what the new average takes over
-
-
-class ByTask(nn.Module):
-    """Of several networks, each example goes through its task's."""
-
-    def choose(self, task: int) -> Callable[..., Tensor]:
-        """What stands for the network for one task ID."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
-        ids = sorted(set(task.tolist()))
-        if len(ids) == 1:  # as usual: nothing is copied
-            return self.choose(ids[0])(x, t, task)
-        places = [(task == own).nonzero().squeeze(1) for own in ids]
-        found = torch.cat([self.choose(own)(x[i], t[i], task[i]) for own, i in zip(ids, places)])
-        return found[torch.cat(places).argsort()]
-
-
-class Networks(ByTask):
-    """A network for each task ID."""
-
-    def __init__(self, nets: list[nn.Module]):
-        super().__init__()
-        self.nets = nn.ModuleList(nets)
-
-    def choose(self, task: int) -> nn.Module:
-        return self.nets[task]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ..lazy import torch
 from ..parameters import Parameters, number
 from .base import Method
 from .regularize import distance, vector
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..learner import Learner
 
 

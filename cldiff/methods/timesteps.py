@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from ..lazy import torch
 from ..parameters import Parameters, among, flag, number
 from .base import Batch
 from .replay import Replay
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..learner import Learner
 
 
