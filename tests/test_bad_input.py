@@ -74,9 +74,9 @@ RUNS = [
     (dict(late=1000), "late=1000: expected one of [0, 50,"),
 ]
 WORDS = [  # of python -m cldiff
-    (["list", ""], "unknown profile ''; known: smoke, digits, digits-long, small, paper-cpu, paper"),
-    (["list", "DIGITS"], "unknown profile 'DIGITS'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
-    (["plan", "../digits"], "unknown profile '../digits'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
+    (["list", ""], "unknown profile ''; known: smoke, digits, "),
+    (["list", "DIGITS"], "unknown profile 'DIGITS'; known: smoke, digits, "),
+    (["plan", "../digits"], "unknown profile '../digits'; known: smoke, digits, "),
     (["plan"], "the following arguments are required: profile"),
     ([], "the following arguments are required: COMMAND"),
     (["lists"], "argument COMMAND: invalid choice: 'lists' (choose from "),
@@ -87,7 +87,7 @@ WORDS = [  # of python -m cldiff
     (["plan", "paper-cpu"], "no weight of l2 on mnist was chosen yet: `make paper PROFILE=paper-cpu-sweep`"),
     (["list", "smoke", "more"], "unrecognized arguments: more"),
     (["run", "smoke", "--budget", "9 m"], "budget '9 m': expected a number and s, m or h, for example 9m"),
-    (["run", "huge"], "unknown profile 'huge'; known: smoke, digits, digits-long, small, paper-cpu, paper"),
+    (["run", "huge"], "unknown profile 'huge'; known: smoke, digits, "),
     (["run", "smoke", "--only", "mnist"], "no run of smoke starts with 'mnist': `python -m cldiff list` names them"),
     (["list", "smoke", "--budget", "9m"], "unrecognized arguments: --budget 9m"),
     (["accept", "smoke"], "no finished run on digits in results/smoke"),
