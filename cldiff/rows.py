@@ -24,13 +24,13 @@ _PILOT = dict(snr=1.9, power=2.0, low=0.01)  # a sigmoid about t = 200 of 1,000
 # validation images.
 _SMALLEST = {
     "l2": 1e-3,
-    "replay": 1e-3,
+    "replay": 1e-2,
     "generative": 1e-3,
     "distilled": 1e-2,
-    "timesteps": 1e-3,
+    "timesteps": 1e-2,
     "self_tuned": 1e-3,
     "generative_distillation": 1e-2,
-    "rank1_distillation": 1e2,
+    "rank1_distillation": 1e-1,
     "lwf": 1e-2,
     "ewc": 1e2,
     "rank1": 1e2,
