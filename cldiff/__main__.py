@@ -84,8 +84,10 @@ def accept(words: argparse.Namespace) -> None:
 def features(words: argparse.Namespace) -> None:
     """train the LeNet of a data set and keep it with the package"""
     from .features import LENETS, save_lenet, train_lenet
+    from .files import make_folder
     from .tasks import DATASETS, load_tasks
 
+    make_folder(LENETS)
     tasks = load_tasks(words.dataset, words.data)
     path = LENETS / f"{words.dataset}.pt"
     accuracy = save_lenet(train_lenet(tasks, DATASETS[words.dataset].lenet_epochs), tasks, path)

@@ -23,6 +23,16 @@ class Damaged(ValueError):
     """A file whose content is not the one that was written."""
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder that can be written to. Raises Problem where that cannot be had."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(f"{folder} cannot be made ({error.strerror}): expected a folder that can be written to") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Problem(f"{folder} cannot be written to: expected a folder of your own")
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls write(temporary path), makes the file durable, and gives it its name: it is there whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

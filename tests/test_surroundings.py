@@ -14,9 +14,11 @@ import nbformat
 import pandas as pd
 import pytest
 from conftest import tiny
+from faults import copy
 
 from cldiff import files, load_scores, make_run, results
 from cldiff.__main__ import main
+from cldiff.errors import Problem
 from cldiff.files import claim, locked, write_atomically
 from cldiff.report import execute as execution
 from cldiff.report.execute import ExecutionError, execute
@@ -59,6 +61,30 @@ def test_a_file_that_was_not_written_is_an_error_and_one_that_cannot_be_asked_is
     except OSError as error:
         assert lost and error.errno == code
     assert (tmp_path / "file").read_text() == ("old" if lost else "new") and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "of somebody"])
+def test_a_folder_of_results_that_cannot_be_had_is_named_before_training(kind, tmp_path, monkeypatch):
+    run = tiny(steps=2, tasks=2)
+    folder = tmp_path / run.name
+    if kind == "file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
+    with pytest.raises(
+        Problem, match=f"^{folder} cannot be {'made' if kind == 'file' else 'written to'}.*: expected a"
+    ):
+        make_run(run, folder, device="cpu")
+    assert not (tmp_path / "first_task").exists()
+
+
+def test_a_folder_of_lenets_that_cannot_be_written_is_named_before_training(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cldiff", "features", "digits"])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("cldiff.features.train_lenet", lambda *words: pytest.fail("trained"))
+    with pytest.raises(SystemExit, match="^error: .*lenet cannot be written to: expected a folder of your own$"):
+        main()
 
 
 HOLD = """
@@ -226,6 +252,15 @@ def test_published_results_that_are_damaged_are_named_and_not_moved(tmp_path, mo
     assert {path.name for path in run.parent.iterdir()} == {run.name} and (run / "scores.csv").read_text() == "cut"
 
 
+def test_colab_without_git_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["cldiff", "colab"])
+    with pytest.raises(
+        SystemExit, match="^error: no git on PATH, which knows the address of origin; nothing was changed$"
+    ):
+        main()
+
+
 # Installed
 
 
@@ -388,6 +423,22 @@ def test_figures_follow_nobodys_matplotlibrc():
         assert dict(matplotlib.rcParams) == own
 
 
+@pytest.mark.slow
+def test_compiling_without_a_compiler_is_one_line_before_the_first_step(tmp_path):
+    words = "compiled=True, steps=2, tasks=2"
+    code = f"from conftest import tiny\nfrom cldiff import make_run\nmake_run(tiny({words}), Path('run'), device='cpu')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"from pathlib import Path\n{code}"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": str(tmp_path), "CXX": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("cldiff.learner.TrainingError: torch.compile failed (No working C++ compiler found"), last
+    assert last.endswith(": use compiled=False") and not list(tmp_path.glob("first_task/*.pt"))
+
+
 # Text
 
 
@@ -465,3 +516,31 @@ def test_pip_is_asked_for_the_environment_alone_and_paths_may_have_spaces(tmp_pa
     done = make(clone, "setup", PIP_USER="1", PIP_TARGET="/elsewhere")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{python} -m pip install --quiet --editable . user=0 target="
+
+
+@pytest.mark.slow
+def test_a_whole_paper_where_everything_is_strange(tmp_path):
+    """A path with spaces and umlauts, a long TMPDIR, the C locale, no HOME, settings of pip and matplotlib."""
+    clone, long = tmp_path / "Übung mit Leerzeichen", tmp_path / ("ü" * 100)
+    clone.mkdir()
+    long.mkdir()
+    copy(clone)
+    (clone / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        (clone / ".venv" / path.name).symlink_to(path)
+    stamp = clone / ".venv" / ".installed"
+    stamp.unlink(missing_ok=True)
+    stamp.touch()
+    strange = {"LANG": "C", "TMPDIR": str(long), "PIP_USER": "1", "MPLBACKEND": "TkAgg", "PYTHONPATH": str(clone)}
+    done = subprocess.run(
+        ["make", "paper", "PROFILE=smoke"],
+        cwd=clone,
+        env={"PATH": os.environ["PATH"], **strange},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "figures/smoke is complete"
+    assert (clone / "figures" / "smoke" / "paper.html").exists() and not list(long.glob("cldiff-*"))
+    drawn = nbformat.read(clone / "figures" / "smoke" / "figure_1-digits.ipynb", 4)
+    assert any("image/png" in output.get("data", {}) for cell in drawn.cells for output in cell.get("outputs", []))
