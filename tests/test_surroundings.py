@@ -381,8 +381,15 @@ def test_other_peoples_settings_do_not_get_into_a_notebook(home, tmp_path, monke
     assert dict(os.environ) == before
 
 
-def test_a_home_that_cannot_be_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/proc/nowhere")  # where nobody may, not even root
+@pytest.mark.parametrize("home", ["/proc/nowhere", None])
+def test_a_home_that_cannot_be_written_or_is_unknown(home, tmp_path, monkeypatch):
+    """Where nobody may, not even root; or a user that the container does not know."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setenv("HOME", home) if home else monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
     for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
         monkeypatch.delenv(name, raising=False)
     assert "image/png" in outputs(tmp_path, DRAW)[-1].data

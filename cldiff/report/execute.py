@@ -133,6 +133,7 @@ def _surroundings() -> Iterator[str]:
             PYTHONUTF8="1",
             PYDEVD_DISABLE_FILE_VALIDATION="1",  # silences a warning of the kernel's debugger
         )
+        os.environ.setdefault("HOME", folder)  # a container's user may have none
         os.environ.pop("PYTHONSTARTUP", None)
         if not sys.stderr.isatty():
             os.environ["TQDM_MININTERVAL"] = "60"  # one line a minute in a log file
