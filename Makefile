@@ -1,20 +1,24 @@
 # make paper trains, measures and draws everything; make help lists the rest.
 PROFILE ?= digits
 SEEDS   ?= 1
-CORES   := $(shell getconf _NPROCESSORS_ONLN)
+CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS    ?= $(if $(filter paper,$(PROFILE)),1,$(CORES))
 DEVICE  ?= auto
 CHECKPOINT ?= 300
 VENV    ?= .venv
 PYTHON  ?= python3
 
-BIN := $(abspath $(VENV))/bin
+# Not abspath, which takes a path with spaces for several.
+BIN := "$(if $(filter /%,$(firstword $(VENV))),$(VENV),$(CURDIR)/$(VENV))/bin"
 PLAN := results/$(PROFILE)
 
 # The cores are shared out between the runs that go on at the same time.
 export OMP_NUM_THREADS := $(shell [ "$(JOBS)" -ge 1 ] 2>/dev/null && [ "$(JOBS)" -le $(CORES) ] && echo $$(( $(CORES) / $(JOBS) )) || echo 1)
 export SOURCE_DATE_EPOCH := 1704067200
 export PYTHONUTF8 := 1
+# Into the virtual environment, whatever pip does elsewhere.
+export PIP_USER := 0
+unexport PIP_TARGET PIP_PREFIX
 
 .PHONY: help setup setup-test setup-bench setup-browser paper targets test test-all test-faults check-paper verify bench lab \
         test-browser lint colab clean
@@ -46,6 +50,9 @@ setup: $(VENV)/.installed
 
 # Existence of the stamp decides, and whether pyproject.toml has changed since.
 $(VENV)/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo 'error: $(PYTHON) cannot make a virtual environment: expected Python 3.10 or later with ensurepip; on Debian' \
+	    'install python3-venv, or set PYTHON= to another one, or VENV= to an environment that is there' >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
@@ -139,5 +146,7 @@ colab: setup
 	@$(BIN)/python -m cldiff colab
 
 clean:
+	@case '$(PROFILE)' in ''|*[!a-z0-9-]*) \
+	  echo "error: PROFILE='$(PROFILE)': expected the name of a profile, of which results and figures are deleted" >&2; exit 1;; esac
 	@printf 'delete results/$(PROFILE) and figures/$(PROFILE)? [y/N] '; read answer; test "$$answer" = y
 	rm -rf results/$(PROFILE) figures/$(PROFILE)

@@ -31,7 +31,13 @@ def plan(words: argparse.Namespace) -> None:
     from .train import pick_device
 
     pick_device(words.device)
-    jobs(words.profile, words.seeds, words.device, words.checkpoint)  # says what is wrong before anything is moved
+    found = jobs(words.profile, words.seeds, words.device, words.checkpoint)  # says what is wrong before moving things
+    for notebook in (job["notebook"] for job in found.values() if "notebook" in job):
+        if not Path(notebook).exists():
+            raise Problem(
+                f"no {notebook} in this folder: expected that of a clone of the repository; "
+                f"`python -m cldiff run {words.profile}` needs no notebooks"
+            )
     set_aside_damaged(words.profile, words.seeds)
     write_plan(words.profile, jobs(words.profile, words.seeds, words.device, words.checkpoint))
 
@@ -78,8 +84,10 @@ def accept(words: argparse.Namespace) -> None:
 def features(words: argparse.Namespace) -> None:
     """train the LeNet of a data set and keep it with the package"""
     from .features import LENETS, save_lenet, train_lenet
+    from .files import make_folder
     from .tasks import DATASETS, load_tasks
 
+    make_folder(LENETS)
     tasks = load_tasks(words.dataset, words.data)
     path = LENETS / f"{words.dataset}.pt"
     accuracy = save_lenet(train_lenet(tasks, DATASETS[words.dataset].lenet_epochs), tasks, path)

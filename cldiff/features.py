@@ -1,6 +1,7 @@
 """Feature extractors: what FID compares, and what task accuracy asks."""
 
 import hashlib
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,11 +10,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor, nn
 
 from .errors import Problem
-from .files import file_sha256, load_tensors, save_tensors, write_atomically
+from .files import Damaged, file_sha256, load_tensors, locked, save_tensors, write_atomically
 from .tasks import Split, Task, to_model
 
 LENETS = Path(__file__).parent / "lenet"  # trained once and kept with the package: numbers of two machines compare
@@ -57,7 +57,7 @@ def load_lenet(dataset: str, device: str | torch.device = "cpu", folder: Path = 
     """The LeNet of a data set, 84 features. Raises FeatureError if its file is missing or damaged."""
     path = folder / f"{dataset}.pt"
     try:
-        if file_sha256(path) not in (folder / SUMS).read_text():
+        if f"{file_sha256(path)}  {path.name}\n" not in (folder / SUMS).read_text():
             raise ValueError(f"not the file that {SUMS} lists")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net = LeNet(saved["size"], saved["colours"], len(saved["net"]["last.bias"]))
@@ -81,13 +81,13 @@ def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Ext
 
     path = Path(cache) / INCEPTION
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")), TemporaryDirectory(dir=cache) as unfinished:
-            if not path.exists():
-                check_download_inception(unfinished)
-                if file_sha256(Path(unfinished) / INCEPTION) != INCEPTION_SHA256:
-                    raise OSError("not the file that was expected")
-                (Path(unfinished) / INCEPTION).replace(path)
+        if not path.exists():  # where it is, the folder may be somebody's, to be read only
+            with locked(path.with_suffix(".lock")), TemporaryDirectory(dir=cache) as unfinished:
+                if not path.exists():  # another process may have had it downloaded
+                    check_download_inception(unfinished)
+                    if file_sha256(Path(unfinished) / INCEPTION) != INCEPTION_SHA256:
+                        raise OSError("not the file that was expected")
+                    (Path(unfinished) / INCEPTION).replace(path)
     except OSError as error:
         raise FeatureError(
             f"no Inception features: {path} is missing and its download failed ({type(error).__name__}); "
@@ -95,7 +95,7 @@ def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Ext
         ) from None
     try:
         net = InceptionV3W(str(cache), download=False).to(device).eval()
-    except RuntimeError:
+    except (RuntimeError, OSError, ValueError):  # a folder of that name is none of torch's files either
         raise FeatureError(f"no Inception features: {path} is damaged; delete it, it is downloaded again") from None
     return Extractor("inception", file_sha256(path), None, lambda images: (inception_features(net, images), None))
 
@@ -141,13 +141,16 @@ def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) ->
         return compute()
     images = hashlib.sha256(b"".join(task.train.images.numpy().tobytes() for task in tasks)).hexdigest()
     path = Path(cache) / f"features-{extractor.name}-{extractor.sha256[:8]}-{images[:8]}.pt"
-    with FileLock(path.with_suffix(".lock")):  # runs that start together: one computes them, the others wait
-        if not path.exists():
-            save_tensors(path, compute())
-        try:
-            return load_tensors(path)
-        except ValueError as error:
-            raise FeatureError(f"{error}: delete it, it is made again") from None
+    if not path.exists():
+        if not os.access(cache, os.W_OK):  # somebody's folder of data: they are computed by each run
+            return compute()
+        with locked(path.with_suffix(".lock")):  # runs that start together: one computes them, the others wait
+            if not path.exists():
+                save_tensors(path, compute())
+    try:
+        return load_tensors(path)
+    except Damaged as error:
+        raise FeatureError(f"{error}: delete it, it is made again") from None
 
 
 def train_lenet(tasks: list[Task], epochs: int, device: str | torch.device = "cpu") -> LeNet:

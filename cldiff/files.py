@@ -1,12 +1,36 @@
 """Files that are there whole or not at all, that know when they are damaged, and locks."""
 
+import fcntl
 import hashlib
 import io
 import os
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from errno import EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryFile
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock
+
+from .errors import Problem
+
+NOT_OFFERED = (EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP)  # how a file system says that it does not have what is asked for
+
+
+class Damaged(ValueError):
+    """A file whose content is not the one that was written."""
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder that can be written to. Raises Problem where that cannot be had."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(f"{folder} cannot be made ({error.strerror}): expected a folder that can be written to") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise Problem(f"{folder} cannot be written to: expected a folder of your own")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -15,18 +39,32 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        with open(temporary, "r+b") as file:
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                if error.errno not in NOT_OFFERED:  # else it was not written
+                    raise
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # its name is durable too
-        os.close(folder)
+        with suppress(OSError):  # its name is durable too, where folders can be asked for that
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def is_whole(path: Path, sha256: str) -> bool:
+    """Whether a file has this SHA-256, or is a table that has it but for its line ends, which git may have changed."""
+    content = path.read_bytes()
+    found = [content, content.replace(b"\r\n", b"\n")] if path.suffix == ".csv" else [content]
+    return sha256 in [hashlib.sha256(text).hexdigest() for text in found]
 
 
 def save_tensors(path: Path, state: object) -> None:
@@ -40,20 +78,58 @@ def save_tensors(path: Path, state: object) -> None:
 
 
 def load_tensors(path: Path, device: object = "cpu") -> object:
-    """What save_tensors wrote; executes no code. Raises ValueError if the file is damaged."""
+    """What save_tensors wrote; executes no code. Raises Damaged if the file is, Problem if it never was such a file."""
     import torch
 
+    if path.is_dir():
+        raise Problem(f"{path} is a folder: expected a file, move the folder away")
     content = path.read_bytes()
     if hashlib.sha256(content[32:]).digest() != content[:32]:
-        raise ValueError(f"{path} is damaged")
-    return torch.load(io.BytesIO(content[32:]), map_location=device, weights_only=True)
+        raise Damaged(f"{path} is damaged")
+    try:
+        return torch.load(io.BytesIO(content[32:]), map_location=device, weights_only=True)
+    except Exception as error:
+        raise foreign(path, error) from None
 
 
-def claim(folder: Path, wait: bool = True) -> FileLock:
-    """The lock of a run, to be held while it is trained, measured and saved; it ends with its process. Raises Timeout
-    if another process holds it and wait is False."""
-    path = folder.parent / "locks" / f"{folder.name}.lock"
+def foreign(path: Path, error: Exception) -> Problem:
+    """For a file that is whole and yet not what belongs there: it is somebody's, and stays."""
+    cause = f"{type(error).__name__}: {str(error).partition('. ')[0]}".splitlines()[0]
+    return Problem(f"{path} is whole, and not what belongs there ({cause}): move it away, and run again")
+
+
+def locked(path: Path, wait: float = -1) -> BaseFileLock:
+    """A lock that is held, until it is left or released or the process ends. Raises Timeout if another process holds it
+    for so many seconds (-1: waits for ever)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=-1 if wait else 0)
+    lock = FileLock(path, timeout=wait) if _has_locks(path.parent) else SoftFileLock(_stand_in(path), timeout=wait)
     lock.acquire()
     return lock
+
+
+@cache  # said once
+def _has_locks(folder: Path) -> bool:
+    with TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NOT_OFFERED:
+                raise
+            print(
+                f"{folder}: no locks on this file system ({error.strerror}): files {_stand_in('*.lock')} stand in for "
+                "them; one that a process left behind that was killed on another machine is to be deleted",
+                file=sys.stderr,
+            )
+            return False
+    return True
+
+
+def _stand_in(path: Path | str) -> str:
+    """Another name: a lock file that is only there holds nobody."""
+    return f"{path}ed"
+
+
+def claim(folder: Path, wait: bool = True) -> BaseFileLock:
+    """The lock of a run, to be held while it is trained, measured and saved; it ends with its process. Raises Timeout
+    if another process holds it and wait is False."""
+    return locked(folder.parent / "locks" / f"{folder.name}.lock", -1 if wait else 0)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from .diffusion import Diffusion, Model
 from .errors import Problem
-from .files import load_tensors, save_tensors
+from .files import Damaged, foreign, load_tensors, save_tensors
 from .methods import METHODS, Batch
 from .networks import ByTask
 from .run import Run
-from .tasks import Task, to_model
+from .tasks import Task, data_sha256, to_model
 from .unet import UNet
 
 COMPILED = 512  # images in a call of the compiled average, which measures and samples
@@ -169,8 +169,14 @@ class Learner:
         self.method.start_task(self)
         self._restart()
 
+    def owner(self, task: int) -> str:
+        """Whose a state in this task is: in the first one it is that of all runs that share it."""
+        name = self.run.name if task else self.run.first_task_name
+        return f"{name} on data {data_sha256(self.run.dataset)[:8]}"
+
     def state_dict(self) -> dict:
         return {
+            "owner": self.owner(self.task),
             "task": self.task,
             "step": self.step,
             "net": self.net.state_dict(),
@@ -204,15 +210,27 @@ class Learner:
         save_tensors(path, self.state_dict())
 
     def load(self, path: Path) -> bool:
-        """Continues from a checkpoint, or from the one before where it is damaged; False if there is none to use."""
+        """Continues from a checkpoint, or from the one before where it is damaged; False if there is none to use.
+        Raises TrainingError for another run's."""
         for candidate in (path, before(path)):
             if not candidate.exists():
                 continue
             try:
-                self.load_state_dict(load_tensors(candidate, self.device))
-                return True
-            except ValueError as error:
+                state = load_tensors(candidate, self.device)
+            except Damaged as error:
                 warnings.warn(f"{error} and not used; an earlier state is", stacklevel=2)
+                continue
+            try:
+                own, found = self.owner(state["task"]), state.get("owner")
+                if found in (None, own):
+                    self.load_state_dict(state)
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise foreign(candidate, error) from None
+            if found is None:  # written before there were owners
+                warnings.warn(f"{candidate} does not say whose it is, and is taken for that of {own}", stacklevel=2)
+            elif found != own:
+                raise TrainingError(f"{candidate} belongs to {found}, not to {own}: move it away, and run again")
+            return True
         return False
 
 

@@ -25,7 +25,7 @@ from .metrics import (
     resampled,
     sample_sizes,
 )
-from .results import save_result
+from .results import provenance, save_result
 from .run import Run
 from .tasks import Task, data_sha256, to_model, to_uint8
 from .train import Step, one_line_errors
@@ -43,6 +43,7 @@ class Measurer:
 
     def __init__(self, run: Run, tasks: list[Task], cache: str | Path = "data", device: str | torch.device = "cpu"):
         self.run, self.tasks, self.device, self.missing = run, tasks, device, None
+        provenance(torch.device(device))  # of the code that is loaded now, not when the run is over
         self.extractors = [load_lenet(run.dataset, device)]
         if run.inception:
             try:

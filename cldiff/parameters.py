@@ -48,7 +48,8 @@ def checked(f: dataclasses.Field, kind: type, value: object) -> object:
         value = float(value) if abs(value) < 1e300 else math.inf
     if kind == tuple[int, ...]:
         if not isinstance(value, (tuple, list)) or not value or not all(type(v) is int and v > 0 for v in value):
-            raise TypeError(f"{f.name}={value!r}: expected a list of integers of at least 1")
+            how = f" (papermill takes one by -y '{f.name}: [1, 2]')" if isinstance(value, str) else ""
+            raise TypeError(f"{f.name}={value!r}: expected a list of integers of at least 1{how}")
         return tuple(value)
     if type(value) is not kind:
         article = "an" if kind is int else "a"

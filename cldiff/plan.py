@@ -67,7 +67,8 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
 
 
 def set_aside_damaged(profile: str, seeds: int = 1) -> None:
-    """Moves away the folder of each run whose results cannot be read, and names it: the run will be done again."""
+    """Moves away the folder of each run whose results cannot be read, and names it: the run will be done again. Raises
+    ResultError instead where the results are published ones, which git brings back."""
     from .results import ResultError, read_result
 
     for run in runs(profile, seeds):
@@ -76,6 +77,11 @@ def set_aside_damaged(profile: str, seeds: int = 1) -> None:
             if (folder / "result.json").exists():
                 read_result(folder)
         except ResultError as error:
+            if known_profile(profile).published:
+                raise ResultError(
+                    f"{error}; `git checkout -- {folder}` brings back what was published; to do the run again, "
+                    "delete the folder"
+                ) from None
             aside = next(
                 p for k in range(1, 10_000) if not (p := folder.parent / "damaged" / f"{run.name}-{k}").exists()
             )

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from .errors import Problem
-from .files import file_sha256, write_atomically
+from .files import file_sha256, is_whole, write_atomically
 from .lazy import torch
 from .rows import Row
 from .run import PROTOCOL, Run
@@ -29,6 +29,7 @@ COLUMNS = ("after_task", "eval_task", "metric", "value", "split", "extractor", "
 CURVES = ("step", "task", "eval_task", "split", "timestep", "loss", "bpd")
 TABLES = {"scores.csv": COLUMNS, "curves.csv": CURVES, "bootstrap.csv": None}  # files and their columns
 FILES = (*TABLES, "samples.png", "result.json")  # the last is written last
+GIT = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")  # of the caller's repository: set by hooks
 WEIGHTS = "weights.pt"  # of the averaged network after the last task, beside them; published for some runs only
 
 
@@ -43,7 +44,7 @@ def read_result(folder: Path) -> dict:
         if result["protocol"] != PROTOCOL:
             raise ResultError(f"{folder}: protocol {result['protocol']}, this version writes {PROTOCOL}")
         for name in FILES[:-1]:
-            if file_sha256(folder / name) != result["sha256"][name]:
+            if not is_whole(folder / name, result["sha256"][name]):
                 raise ResultError(f"{folder}: {name} is not the file that was written")
         if Run(**result["run"]).name != folder.name:
             raise ResultError(f"{folder}: its parameters belong to a run of another name")
@@ -80,7 +81,7 @@ def load_results(
                 for k, v in dataclasses.asdict(Run(**result["run"])).items()
                 if k not in ("method", "weight", "options", "seed")
             },
-            **{f"SHA-256 of {k}": v for k, v in result["sha256"].items() if k not in FILES},
+            **{f"SHA-256 of {k}": v for k, v in result["sha256"].items() if k not in (*FILES, WEIGHTS)},
         }
         other_path, other = first.setdefault(run["dataset"], (path, run))
         for key in run.keys() & other.keys():  # Inception may have been missing for one of them
@@ -122,16 +123,12 @@ def load_curves(results: str | Path, dataset: str | None = None, rows: tuple[Row
     return _load(results, "curves.csv", dataset, rows)
 
 
+@lru_cache(maxsize=1)  # asked for when a run begins: it is that of the code that was loaded then
 def provenance(device: torch.device) -> dict:
-    """The machine, the versions and the commit that a result was made with."""
-    info = Path("/proc/cpuinfo").read_text() if os.path.exists("/proc/cpuinfo") else ""
-    models = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
-
-    def git(*words: str) -> subprocess.CompletedProcess:
-        return subprocess.run(["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True)
-
-    head = git("rev-parse", "--verify", "HEAD")
-    changed = " with changes" if git("status", "--porcelain", "--untracked-files=no").stdout else ""
+    """The machine, the versions and the commit that a result was made with; no_commit: why there is none."""
+    info = Path("/proc/cpuinfo").read_bytes().decode(errors="replace") if os.path.exists("/proc/cpuinfo") else ""
+    models = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
+    found, why = commit()
     return {
         "machine": {
             "cpu": models[0] if models else platform.processor() or platform.machine(),
@@ -143,8 +140,35 @@ def provenance(device: torch.device) -> dict:
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "torchvision", "numpy", "scipy")},
         },
-        "commit": head.stdout.strip() + changed if head.returncode == 0 else None,
+        "commit": found,
+        **({} if found else {"no_commit": why}),
     }
+
+
+def commit() -> tuple[str | None, str]:
+    """The commit of this code, or None and why it is not known."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *words],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=60,
+            env={name: value for name, value in os.environ.items() if name not in GIT} | {"LC_ALL": "C"},
+        )
+        if done.returncode:  # "dubious ownership" of another user's clone; the folder is nobody's business
+            raise OSError(done.stderr.partition("\n")[0].partition(" at '")[0].partition(": ")[2] or "git failed")
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie in another repository
+        changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        return git("rev-parse", "--verify", "HEAD") + changed, ""
+    except FileNotFoundError:
+        return None, "no git on PATH"
+    except (OSError, subprocess.SubprocessError) as error:
+        return None, str(error)
 
 
 def save_result(
@@ -183,7 +207,7 @@ def save_result(
         **provenance(torch.device(device)),
         "accuracy": accuracy or {},
         "held": held or {},
-        "sha256": {**sha256, **{name: file_sha256(folder / name) for name in FILES[:-1]}},
+        "sha256": {**sha256, **{name: file_sha256(folder / name) for name in (*FILES[:-1], WEIGHTS)}},
     }
     write_atomically(folder / "result.json", lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
     for path in folder.glob(".*-*"):  # what a kill left half-written

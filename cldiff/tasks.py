@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -11,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from filelock import FileLock
 
 from .errors import Problem
+from .files import locked
 from .lazy import torch
 
 if TYPE_CHECKING:
@@ -130,12 +132,15 @@ def _load_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Split, Spl
 
     source = getattr(torchvision.datasets, name)
     raw = root / source.__name__ / "raw"
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(raw / ".lock").acquire()  # runs that start together must not unpack into the same file
+    only_read = all((raw / name).is_file() for name in sha256) and not os.access(raw, os.W_OK)
+    try:  # runs that start together must not unpack into the same file
+        lock = nullcontext() if only_read else locked(raw / ".lock")
     except OSError as error:
         raise DataError(f"cannot write to the data folder {raw}: {error.strerror}") from None
     with lock:
+        for path in (raw / found for name, _ in source.resources for found in (name, name.removesuffix(".gz"))):
+            if path.is_dir():
+                raise DataError(f"{path} is a folder: expected a file; move the file inside it to its place")
         for name, md5 in source.resources:
             if (raw / name).exists() and not check_md5(str(raw / name), md5):
                 raise DataError(f"{raw / name} is damaged (wrong checksum): delete it, and run again")
@@ -147,8 +152,10 @@ def _load_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Split, Spl
                 try:
                     source(root, download=True)
                 except Exception as error:
+                    near = file.with_name(file.name.replace("-idx", ".idx"))  # as other tools unpack it
+                    todo = f"rename {near} to {file.name}" if near.exists() else f"put it into {raw}"
                     raise DataError(
-                        f"{archive.name} is missing: put it into {raw} (no download: {type(error).__name__})"
+                        f"{archive.name} is missing: {todo} (no download: {type(error).__name__})"
                     ) from None
             if hashlib.sha256(file.read_bytes()).hexdigest() != sha256[file.name]:
                 raise DataError(f"{file} is damaged (wrong SHA-256): delete it, and run again")

@@ -4,14 +4,15 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 from torch import Tensor
 
+from .files import locked
 from .learner import Learner, TrainingError, before
 from .run import Run
 from .tasks import Task
@@ -84,8 +85,7 @@ def train(
     if path and (first_task_only or not learner.load(path)):
         first = first_task_path(run, Path(folder))
         begun = first.with_suffix(".begun.pt")
-        first.parent.mkdir(parents=True, exist_ok=True)
-        with _acquired(FileLock(first.with_suffix(".lock")), cancelled):  # runs that start together: one trains it
+        with _acquired(first.with_suffix(".lock"), cancelled):  # runs that start together: one trains it
             if not learner.load(first):
                 learner.load(begun)
                 yield from _steps(learner, begun, *every)
@@ -113,10 +113,10 @@ def forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _acquired(lock: FileLock, cancelled: Callable[[], bool]) -> AbstractContextManager:
+def _acquired(path: Path, cancelled: Callable[[], bool]) -> BaseFileLock:
     while True:
         try:
-            return lock.acquire(timeout=1)
+            return locked(path, 1)
         except Timeout:
             if cancelled():
                 raise

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .files import load_tensors, save_tensors
+from .files import foreign, load_tensors, save_tensors
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -182,8 +182,11 @@ def load_unet(
     path: Path | str, device: str | torch.device = "cpu", build: Callable[[UNet], nn.Module] = lambda net: net
 ) -> nn.Module:
     """What save_unet wrote, for evaluation. build: of the method that it was trained with, where that has one of its
-    own. Raises ValueError if the file is damaged."""
+    own. Raises ValueError if the file is damaged, Problem if it holds something else."""
     saved = load_tensors(Path(path), device)
-    net = build(UNet(**saved["arguments"])).to(device, memory_format=torch.channels_last)
-    net.load_state_dict(saved["parameters"])
+    try:
+        net = build(UNet(**saved["arguments"])).to(device, memory_format=torch.channels_last)
+        net.load_state_dict(saved["parameters"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise foreign(Path(path), error) from None
     return net.eval().requires_grad_(False)

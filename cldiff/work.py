@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
-from .files import claim
+from .files import claim, make_folder
 from .measure import Measurer
 from .run import Run
 from .study import planned, runs
@@ -47,6 +47,8 @@ def make_run(
     with lock:
         if (folder / "result.json").exists():
             return True
+        if not first_task_only:
+            make_folder(folder)  # now, not when there is something to keep
         tasks = load_tasks(run.dataset, data, run.tasks)
         measure = Measurer(run, tasks, data, pick_device(device))
         if measure.missing:

@@ -59,7 +59,10 @@ RUNS = [
     (dict(channels=20), "channels=20: expected a multiple of 8"),
     (dict(channels=4), "channels=4: expected at least 8"),
     (dict(multipliers=[]), "multipliers=[]: expected a list of integers of at least 1"),
-    (dict(multipliers="12"), "multipliers='12': expected a list of integers of at least 1"),
+    (
+        dict(multipliers="[1,2]"),
+        "multipliers='[1,2]': expected a list of integers of at least 1 (papermill takes one by -y 'multipliers: [1, 2]')",
+    ),
     (dict(multipliers=[1, 2.0]), "multipliers=[1, 2.0]: expected a list of integers of at least 1"),
     (dict(blocks=0), "blocks=0: expected at least 1"),
     (dict(attention=0), "attention=0: expected at least 1"),

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -140,6 +141,38 @@ def test_a_download_that_breaks_off_leaves_no_weights(tmp_path, monkeypatch):
     with pytest.raises(FeatureError):
         load_inception(tmp_path)
     assert not (tmp_path / INCEPTION).exists()
+
+
+def test_the_lenet_of_another_data_set_is_named(tmp_path):
+    """Both files are whole and listed, and fit to the same images."""
+    shutil.copytree(features.LENETS, tmp_path, dirs_exist_ok=True)
+    shutil.copy(tmp_path / "fashion_mnist.pt", tmp_path / "mnist.pt")
+    with pytest.raises(FeatureError, match=re.escape(f"{tmp_path / 'mnist.pt'} is damaged")):
+        load_lenet("mnist", folder=tmp_path)
+
+
+def test_weights_and_features_in_a_folder_that_is_read_only_are_used(stand_in, digits, tmp_path, monkeypatch):
+    shutil.copy(stand_in / INCEPTION, tmp_path)
+
+    def refuse(*words, **how):
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("locked", "TemporaryDirectory", "save_tensors"):
+        monkeypatch.setattr(features, name, refuse, raising=False)
+    monkeypatch.setattr(features.os, "access", lambda path, mode: False)
+    splits = ("train", "validation", "test")
+    few = [dataclasses.replace(t, **{k: getattr(t, k)[torch.arange(5)] for k in splits}) for t in digits[:1]]
+    found = features.real_features(load_inception(tmp_path), few, tmp_path)
+    assert {split: len(parts[0]) for split, parts in found.items()} == dict.fromkeys(splits, 5)
+    assert [path.name for path in tmp_path.iterdir()] == [INCEPTION]
+
+
+@pytest.mark.parametrize("damage", ["cut", "folder"])
+def test_inception_that_is_cut_or_a_folder_is_named(damage, stand_in, tmp_path):
+    content = (stand_in / INCEPTION).read_bytes()
+    (tmp_path / INCEPTION).mkdir() if damage == "folder" else (tmp_path / INCEPTION).write_bytes(content[:9999])
+    with pytest.raises(FeatureError, match=re.escape(f"{tmp_path / INCEPTION} is damaged; delete it")):
+        load_inception(tmp_path)
 
 
 def test_kept_features_are_used_again_and_named_when_a_bit_is_flipped(stand_in, digits, tmp_path):

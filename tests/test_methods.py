@@ -209,6 +209,14 @@ def test_the_buffer_holds_as_many_training_images_of_each_past_task_as_run_buffe
         assert not set(kept) & set(pixels(task.validation.images) + pixels(task.test.images))
 
 
+def test_a_buffer_larger_than_a_task_holds_all_of_it_once(three):
+    learner = at_task(tiny("replay", buffer=100_000), three, 2)
+    size = sum(len(task.train) for task in three[:2])
+    assert len(learner.method.state["images"]) == size
+    assert learner.method.held(learner)["images"] == size
+    learner.update()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_buffer_depends_on_the_seed_alone(method, replaying, three):
     torch.manual_seed(len(method))

@@ -204,6 +204,39 @@ def test_empty_folder_without_network_says_where_the_files_belong(tmp_path, offl
         load_tasks("fashion_mnist", tmp_path / "new")
 
 
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_a_folder_in_a_files_place_is_named(raw, ending):
+    """As some tools unpack an archive: the file lies in a folder of its own name."""
+    path = raw / f"{MNIST_FILES[0]}{ending}"
+    path.unlink(missing_ok=True)
+    path.mkdir()
+    with pytest.raises(
+        DataError, match=rf"^{path} is a folder: expected a file; move the file inside it to its place$"
+    ):
+        load_tasks("mnist", raw.parents[1])
+
+
+def test_files_as_other_tools_name_them_are_recognised(raw):
+    near = raw / "train-images.idx3-ubyte"
+    (raw / "train-images-idx3-ubyte").rename(near)
+    with pytest.raises(DataError, match=rf"is missing: rename {near} to train-images-idx3-ubyte \(no download"):
+        load_tasks("mnist", raw.parents[1])
+
+
+def test_data_in_a_folder_that_is_read_only_are_read(raw, monkeypatch):
+    """As on clusters: somebody keeps them for everybody."""
+
+    def refuse(*words, **how):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tasks, "locked", refuse)
+    monkeypatch.setattr(tasks.os, "access", lambda path, mode: False)
+    assert counts(load_tasks("mnist", raw.parents[1]), "test") == {label: 10 for label in range(10)}
+    (raw / MNIST_FILES[0]).unlink()
+    with pytest.raises(DataError, match=re.escape(f"cannot write to the data folder {raw}: Permission denied")):
+        load_tasks("mnist", raw.parents[1])
+
+
 def test_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=re.escape(f"cannot write to the data folder {tmp_path / 'file'}")):

@@ -2,7 +2,7 @@ import dataclasses
 import hashlib
 import io
 import math
-import pickle
+import shutil
 from pathlib import Path
 from shutil import which
 
@@ -11,9 +11,12 @@ import torch
 from conftest import copied, same, tiny, weights, weights_after_tasks
 from torch._dynamo.utils import counters
 
+from cldiff import DATASETS, Run
+from cldiff.errors import Problem
+from cldiff.files import load_tensors, save_tensors
 from cldiff.learner import Learner, TrainingError
 from cldiff.methods import METHODS, Method
-from cldiff.train import pick_device, train
+from cldiff.train import first_task_path, pick_device, train
 
 
 def test_train_yields_after_the_optimiser_step(three):
@@ -244,9 +247,71 @@ def test_code_in_a_checkpoint_is_not_executed(three, tmp_path):
     torch.save({"task": Harmful(tmp_path / "harm")}, content)
     digest = hashlib.sha256(content.getvalue()).digest()
     (tmp_path / "run" / "checkpoint.pt").write_bytes(digest + content.getvalue())
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(Problem, match="is whole, and not what belongs there .UnpicklingError") as error:
         next(train(tiny(), three, tmp_path / "run"))
-    assert not (tmp_path / "harm").exists()
+    assert not (tmp_path / "harm").exists() and "\n" not in str(error.value)
+
+
+def begun(run: Run, tasks: list, folder) -> dict:
+    """A run that was stopped after its fourth step, in the second of two tasks; returns its checkpoint."""
+    for step in train(run, tasks, folder, checkpoint_steps=1):
+        if step.total == 5:
+            break
+    return load_tensors(folder / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"method": "replay"}, {"steps": 6}, {"learning_rate": 1e-3}, {"method": "l2", "weight": 2.0}]
+)
+def test_the_checkpoint_of_another_run_is_named_and_stays(other, three, tmp_path):
+    one, other = tiny(steps=3), tiny(**{"steps": 3, **other})
+    begun(one, three[:2], tmp_path / one.name)
+    shutil.copytree(tmp_path / one.name, tmp_path / other.name)
+    path = tmp_path / other.name / "checkpoint.pt"
+    content = path.read_bytes()
+    with pytest.raises(TrainingError, match=rf"^{path} belongs to {one.name} on data .*, not to {other.name} on data"):
+        next(train(other, three[:2], path.parent))
+    assert path.read_bytes() == content
+
+
+def test_the_first_task_of_other_runs_and_a_checkpoint_on_other_data_are_named(three, tmp_path, monkeypatch):
+    one, other = tiny(steps=3), tiny(steps=3, seed=1)
+    begun(one, three[:2], tmp_path / one.name)
+    first = [first_task_path(run, tmp_path / run.name) for run in (one, other)]
+    shutil.copy(*first)
+    with pytest.raises(TrainingError, match=rf"^{first[1]} belongs to {one.first_task_name} on data"):
+        next(train(other, three[:2], tmp_path / other.name))
+    monkeypatch.setitem(DATASETS["digits"].sha256, "images and labels", "0" * 64)
+    with pytest.raises(TrainingError, match=rf"belongs to {one.name} on data .{{8}}, not to {one.name} on data"):
+        next(train(one, three[:2], tmp_path / one.name))
+
+
+def test_a_checkpoint_from_before_they_were_named_is_used(three, tmp_path):
+    run = tiny(steps=3)
+    state = begun(run, three[:2], tmp_path / run.name)
+    del state["owner"]
+    save_tensors(tmp_path / run.name / "checkpoint.pt", state)
+    with pytest.warns(UserWarning, match="checkpoint.pt does not say whose it is, and is taken for that of"):
+        steps = list(train(run, three[:2], tmp_path / run.name))
+    assert steps[0].total == 5
+    assert same(weights(steps[-1].learner), weights_after_tasks(run, three[:2])[-1])
+
+
+@pytest.mark.parametrize("content", [[1, 2, 3], {}, {"task": "a"}, {"task": 1, "net": 3}, {"task": 1, "net": {}}])
+def test_a_checkpoint_that_is_whole_and_holds_something_else_is_named_and_stays(content, three, tmp_path):
+    path = tmp_path / "run" / "checkpoint.pt"
+    save_tensors(path, content)
+    before = path.read_bytes()
+    with pytest.raises(Problem, match=rf"^{path} is whole, and not what belongs there") as error:
+        next(train(tiny(), three, path.parent))
+    assert "\n" not in str(error.value) and path.read_bytes() == before
+
+
+def test_a_checkpoint_that_is_a_folder_is_named(three, tmp_path):
+    path = tmp_path / "run" / "checkpoint.pt"
+    path.mkdir(parents=True)
+    with pytest.raises(Problem, match=rf"^{path} is a folder: expected a file"):
+        next(train(tiny(), three, path.parent))
 
 
 @pytest.mark.parametrize("step", [3, 100])

@@ -10,6 +10,8 @@ import torch
 from conftest import tiny
 
 from cldiff import Measurer
+from cldiff.errors import Problem
+from cldiff.files import save_tensors
 from cldiff.results import WEIGHTS, ResultError
 from cldiff.train import train
 from cldiff.unet import UNet, load_unet, save_unet
@@ -52,13 +54,33 @@ def test_fewer_samples_are_compared_with_the_fid_of_as_many(published):
 
 @pytest.fixture
 def copy(published, tmp_path):
-    """To be changed: result.json still vouches for the scores, nothing does for the weights but themselves."""
+    """To be changed: result.json still vouches for the scores, nothing does for the weights but themselves, as in results
+    of earlier versions."""
     folder = tmp_path / "results" / published.name
     folder.mkdir(parents=True)
     for path in published.iterdir():
         if path.is_file():
             (folder / path.name).write_bytes(path.read_bytes())
+    result = json.loads((folder / "result.json").read_text())
+    del result["sha256"][WEIGHTS]
+    (folder / "result.json").write_text(json.dumps(result))
     return folder
+
+
+def test_the_weights_of_another_run_are_named(published, copy):
+    (copy / "result.json").write_bytes((published / "result.json").read_bytes())
+    net = load_unet(copy / WEIGHTS)
+    torch.nn.init.zeros_(net.last[-1].bias)
+    save_unet(copy / WEIGHTS, net, net.arguments)
+    with pytest.raises(ResultError, match=f"{WEIGHTS} is not the file that was written"):
+        verify(copy)
+
+
+@pytest.mark.parametrize("content", [[1, 2, 3], {}, {"arguments": 1, "parameters": {}}])
+def test_a_file_that_is_whole_and_holds_no_network_is_named(content, tmp_path):
+    save_tensors(tmp_path / WEIGHTS, content)
+    with pytest.raises(Problem, match=f"{WEIGHTS} is whole, and not what belongs there"):
+        load_unet(tmp_path / WEIGHTS)
 
 
 def test_other_weights_do_not_pass(copy):

@@ -27,8 +27,11 @@ COLAB = "https://colab.research.google.com"
 
 
 def git(*words: str) -> str:
-    """What git answers; "" where it fails."""
-    return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+    """What git answers; "" where it fails. Raises ValueError without git."""
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True).stdout.strip()
+    except FileNotFoundError:
+        raise ValueError("no git on PATH, which knows the address of origin; nothing was changed") from None
 
 
 def repository() -> tuple[str, str]:

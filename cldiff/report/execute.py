@@ -5,12 +5,15 @@ end; nothing in it depends on the time or place of execution.
 """
 
 import ast
+import json
 import os
 import shutil
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from traitlets.config import Config
 
@@ -22,6 +25,10 @@ sys.modules["rfc3987_syntax"] = None
 import nbformat  # noqa: E402
 
 del sys.modules["rfc3987_syntax"]
+
+
+START = 300  # seconds that a kernel may take to answer: a cluster's file system is slow at first
+SOCKET = 75  # bytes of a folder's path, at most: that of a socket in it has room for 107
 
 
 class ExecutionError(Problem):
@@ -56,15 +63,13 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
     """
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
+    from zmq import ZMQError
 
     notebook, output = Path(notebook), Path(output)
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
     existed = output.exists()
-    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # silences a warning of the kernel's debugger
-    if not sys.stderr.isatty():
-        os.environ["TQDM_MININTERVAL"] = "60"  # one line a minute in a log file
-    with warnings.catch_warnings(), TemporaryDirectory(prefix="cldiff-") as folder:
+    with warnings.catch_warnings(), _surroundings() as folder:
         warnings.simplefilter("ignore")
         begun = Path(folder) / notebook.name
         # Unix sockets of its own instead of ports: kernels that start at the same time cannot collide.
@@ -77,6 +82,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
                 cwd=str(notebook.parent),
                 kernel_name="python3",
                 progress_bar=False,
+                start_timeout=START,
                 stderr_file=_Progress(),
                 config=config,
                 extra_arguments=["--log-level=50"],
@@ -91,9 +97,51 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
                 f"{notebook.name}: its kernel died, killed or out of memory; run it again to continue, with "
                 "fewer JOBS or a smaller batch if memory was short"
             ) from None
+        except (RuntimeError, ZMQError) as error:  # of the kernel's start: errors of cells were above
+            raise ExecutionError(
+                f"{notebook.name}: its kernel did not start ({str(error).splitlines()[0]}): run it again; if that does "
+                f"not help, see what `{sys.executable} -m ipykernel_launcher` says, and whether TMPDIR takes sockets"
+            ) from None
         clean(begun)
         if existed or not output.exists():  # else another process made it meanwhile, and this one found it made
             write_atomically(output, lambda path: shutil.copyfile(begun, path))
+
+
+@contextmanager
+def _surroundings() -> Iterator[str]:
+    """A folder for one kernel, which is of this Python and knows nobody's settings of Jupyter, IPython, matplotlib."""
+    usual = tempfile.gettempdir()
+    place = usual if len(os.fsencode(usual)) <= SOCKET else "/tmp"
+    try:
+        own = tempfile.TemporaryDirectory(prefix="cldiff-", dir=place, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise ExecutionError(
+            f"no folder for a kernel's sockets in {place} ({error.strerror}): set TMPDIR to one whose path has at most "
+            f"{SOCKET} bytes"
+        ) from None
+    before = dict(os.environ)
+    with own as folder:
+        spec = Path(folder, "jupyter/kernels/python3/kernel.json")
+        spec.parent.mkdir(parents=True)
+        words = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        spec.write_text(json.dumps({"argv": words, "display_name": "Python 3", "language": "python"}))
+        os.environ.update(
+            JUPYTER_PATH=f"{folder}/jupyter",
+            JUPYTER_RUNTIME_DIR=f"{folder}/runtime",
+            IPYTHONDIR=f"{folder}/ipython",
+            MPLBACKEND="module://matplotlib_inline.backend_inline",
+            PYTHONUTF8="1",
+            PYDEVD_DISABLE_FILE_VALIDATION="1",  # silences a warning of the kernel's debugger
+        )
+        os.environ.setdefault("HOME", folder)  # a container's user may have none
+        os.environ.pop("PYTHONSTARTUP", None)
+        if not sys.stderr.isatty():
+            os.environ["TQDM_MININTERVAL"] = "60"  # one line a minute in a log file
+        try:
+            yield folder
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 class _Progress:

@@ -20,6 +20,7 @@ ORDER = [row_run(row).label for row in STUDY]
 
 
 def use_style() -> None:
+    matplotlib.rcdefaults()  # nobody's own settings
     sns.set_theme(context="paper", style="ticks", font_scale=0.9)
     os.environ.setdefault("SOURCE_DATE_EPOCH", "1704067200")  # the date inside a pdf: the same figure, the same file
     matplotlib.rcParams.update(

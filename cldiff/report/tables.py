@@ -16,12 +16,15 @@ from .plots import present
 def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) -> str:
     """Writes name.md and name.tex and returns the Markdown; `note` says below the table what the numbers depend on."""
     rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
-    markdown = "\n".join("| " + " | ".join(row) + " |" for row in rows) + f"\n\n{note}\n"
+    lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    markdown = "\n".join(lines) + f"\n\n{note}\n"
     plain = str.maketrans(
-        {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "%": r"\%", "_": r"\_", "≤": r"$\leq$"}
+        {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "≤": r"$\leq$"}
+        | {sign: rf"\{sign}" for sign in "%_&#${}"}
+        | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
     )
     lines = [
-        re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", " & ".join(row).translate(plain)) + r" \\"
+        re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", " & ".join(cell.translate(plain) for cell in row)) + r" \\"
         for row in (rows[0], *rows[2:])
     ]
     columns = "l" + "r" * (len(table.columns) - 1)
@@ -41,7 +44,7 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) ->
         + "\n"
     )
     for kind, text in (("md", markdown), ("tex", tex)):
-        write_atomically(Path(folder) / f"{name}.{kind}", partial(Path.write_text, data=text))
+        write_atomically(Path(folder) / f"{name}.{kind}", partial(Path.write_text, data=text, encoding="utf-8"))
     return markdown
 
 

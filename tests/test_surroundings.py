@@ -1,0 +1,553 @@
+"""Where it runs: file systems that refuse, a PATH without git, other people's settings, long and strange paths."""
+
+import errno
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import tiny
+from faults import copy
+
+from cldiff import files, load_scores, make_run, results
+from cldiff.__main__ import main
+from cldiff.errors import Problem
+from cldiff.files import claim, locked, write_atomically
+from cldiff.report import execute as execution
+from cldiff.report.execute import ExecutionError, execute
+from cldiff.report.tables import save_table
+from cldiff.results import ResultError, read_result
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = next((ROOT / "results" / "small").glob("mnist-finetune-s0-*"))
+
+
+def git(*words: str | Path) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+    subprocess.run(["git", *identity, *map(str, words)], check=True, capture_output=True)
+
+
+# File systems
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOSYS, errno.EIO])
+def test_a_folder_that_cannot_be_synchronised_costs_nothing(code, tmp_path, monkeypatch):
+    def refuse(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    write_atomically(tmp_path / "file", lambda path: path.write_text("whole"))
+    assert (tmp_path / "file").read_text() == "whole" and len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("code, lost", [(errno.EINVAL, False), (errno.EIO, True), (errno.ENOSPC, True)])
+def test_a_file_that_was_not_written_is_an_error_and_one_that_cannot_be_asked_is_not(code, lost, tmp_path, monkeypatch):
+    def refuse(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "file").write_text("old")
+    monkeypatch.setattr(os, "fsync", refuse)
+    try:
+        write_atomically(tmp_path / "file", lambda path: path.write_text("new"))
+    except OSError as error:
+        assert lost and error.errno == code
+    assert (tmp_path / "file").read_text() == ("old" if lost else "new") and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "of somebody"])
+def test_a_folder_of_results_that_cannot_be_had_is_named_before_training(kind, tmp_path, monkeypatch):
+    run = tiny(steps=2, tasks=2)
+    folder = tmp_path / run.name
+    if kind == "file":
+        folder.touch()
+    else:
+        folder.mkdir()
+        monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
+    with pytest.raises(
+        Problem, match=f"^{folder} cannot be {'made' if kind == 'file' else 'written to'}.*: expected a"
+    ):
+        make_run(run, folder, device="cpu")
+    assert not (tmp_path / "first_task").exists()
+
+
+def test_a_folder_of_lenets_that_cannot_be_written_is_named_before_training(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cldiff", "features", "digits"])
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("cldiff.features.train_lenet", lambda *words: pytest.fail("trained"))
+    with pytest.raises(SystemExit, match="^error: .*lenet cannot be written to: expected a folder of your own$"):
+        main()
+
+
+HOLD = """
+import fcntl, os, sys, time
+from pathlib import Path
+
+def refuse(*words):
+    raise OSError(int(sys.argv[2]), os.strerror(int(sys.argv[2])))
+
+fcntl.flock = refuse
+from cldiff.files import claim
+lock = claim(Path(sys.argv[1]))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_without_locks_a_file_stands_in_and_that_of_a_killed_process_holds_nobody(
+    code, start, tmp_path, monkeypatch, capsys
+):
+    def refuse(*words):
+        raise OSError(code, os.strerror(code))
+
+    run = tmp_path / "run"
+    claim(run).release()  # with locks: the file that this leaves holds nobody
+    process = start(
+        [sys.executable, "-W", "error", "-c", HOLD, str(run), str(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout.readline() == "held\n"
+    monkeypatch.setattr("fcntl.flock", refuse)
+    files._has_locks.cache_clear()
+    with pytest.raises(TimeoutError):
+        claim(run, wait=False)
+    process.kill()
+    process.wait()
+    lock = claim(run, wait=False)
+    with pytest.raises(TimeoutError):
+        locked(tmp_path / "locks" / "run.lock", 0)
+    lock.release()
+    claim(run, wait=False).release()
+    files._has_locks.cache_clear()
+    for said in (process.stderr.read(), capsys.readouterr().err):
+        assert said == (
+            f"{tmp_path / 'locks'}: no locks on this file system ({os.strerror(code)}): files *.locked stand in for them; "
+            "one that a process left behind that was killed on another machine is to be deleted\n"
+        )
+
+
+# git
+
+
+@pytest.fixture
+def code_in(tmp_path, monkeypatch):
+    """code_in(): a repository in whose only commit this code lies, as far as results.py knows."""
+
+    def make(committed: bool = True) -> Path:
+        folder = tmp_path / "clone"
+        folder.mkdir()
+        (folder / "results.py").touch()
+        (folder / "other").touch()
+        git("init", "-q", folder)
+        git("-C", folder, "add", "results.py" if committed else "other")
+        git("-C", folder, "commit", "-qm", "all")
+        monkeypatch.setattr(results, "__file__", str(folder / "results.py"))
+        return folder
+
+    return make
+
+
+def test_a_run_without_git_on_the_path_is_finished_and_says_so(tmp_path, monkeypatch):
+    results.provenance.cache_clear()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    run = tiny(steps=2, tasks=2)
+    assert make_run(run, tmp_path / run.name, device="cpu")
+    result = read_result(tmp_path / run.name)
+    assert result["commit"] is None and result["no_commit"] == "no git on PATH"
+    results.provenance.cache_clear()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_clone_of_another_user_says_why_there_is_no_commit(code_in):
+    folder = code_in()
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, 1234, 1234)
+    assert results.commit() == (None, "detected dubious ownership in repository")
+
+
+def test_the_commit_is_that_of_this_code_and_of_no_repository_around_it(code_in, monkeypatch):
+    folder = code_in()
+    monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))  # as in a hook
+    found, why = results.commit()
+    assert len(found) == 40 and not why
+    (folder / "results.py").write_text("changed")
+    assert results.commit() == (f"{found} with changes", "")
+
+
+def test_code_that_was_installed_into_another_repository_has_no_commit(code_in):
+    code_in(committed=False)
+    assert results.commit() == (None, "pathspec 'results.py' did not match any file(s) known to git")
+
+
+def test_the_commit_is_the_one_that_a_run_began_with(code_in, monkeypatch):
+    from cldiff import Measurer, load_tasks
+
+    folder = code_in()
+    results.provenance.cache_clear()
+    run, tasks = tiny(), load_tasks("digits")
+    Measurer(run, tasks)
+    begun, _ = results.commit()
+    (folder / "results.py").write_text("changed while it trains")
+    import torch
+
+    assert results.provenance(torch.device("cpu"))["commit"] == begun
+    results.provenance.cache_clear()
+
+
+def test_git_leaves_line_ends_alone(tmp_path):
+    source, clone = tmp_path / "source", tmp_path / "clone"
+    source.mkdir()
+    shutil.copytree(PUBLISHED, source / PUBLISHED.name)
+    shutil.copy(ROOT / ".gitattributes", source)
+    git("init", "-q", source)
+    git("-C", source, "add", "-f", ".")
+    git("-C", source, "commit", "-qm", "all")
+    git("clone", "-q", "-c", "core.autocrlf=true", source, clone)
+    assert b"\r" not in (clone / PUBLISHED.name / "scores.csv").read_bytes()
+    read_result(clone / PUBLISHED.name)
+
+
+def test_tables_with_other_line_ends_are_whole_and_read_alike(tmp_path):
+    """As in clones from before .gitattributes, and after archives and mails."""
+    shutil.copytree(PUBLISHED, tmp_path / PUBLISHED.name)
+    for name in ("scores.csv", "curves.csv", "bootstrap.csv", "result.json"):
+        path = tmp_path / PUBLISHED.name / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    found = load_scores(PUBLISHED.parent)
+    found = found[found.run == PUBLISHED.name].reset_index(drop=True)
+    pd.testing.assert_frame_equal(load_scores(tmp_path), found)
+    path.with_name("scores.csv").write_bytes(path.with_name("scores.csv").read_bytes().replace(b"fid", b"kid", 1))
+    with pytest.raises(ResultError, match="scores.csv is not the file that was written"):
+        read_result(path.parent)
+
+
+def in_a_clone(folder: Path, monkeypatch) -> Path:
+    """The published run in a folder that `plan small` takes for a clone."""
+    run = folder / "results" / "small" / PUBLISHED.name
+    shutil.copytree(PUBLISHED, run)
+    (folder / "notebooks").symlink_to(ROOT / "notebooks")
+    monkeypatch.chdir(folder)
+    return run
+
+
+def test_published_results_that_are_damaged_are_named_and_not_moved(tmp_path, monkeypatch):
+    run = in_a_clone(tmp_path, monkeypatch)
+    (run / "scores.csv").write_text("cut")
+    monkeypatch.setattr(sys, "argv", ["cldiff", "plan", "small"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    short = Path("results/small", run.name)
+    assert str(stop.value) == (
+        f"error: {short}: scores.csv is not the file that was written; `git checkout -- {short}` brings back what was "
+        "published; to do the run again, delete the folder"
+    )
+    assert {path.name for path in run.parent.iterdir()} == {run.name} and (run / "scores.csv").read_text() == "cut"
+
+
+def test_colab_without_git_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["cldiff", "colab"])
+    with pytest.raises(
+        SystemExit, match="^error: no git on PATH, which knows the address of origin; nothing was changed$"
+    ):
+        main()
+
+
+# Installed
+
+
+def test_a_plan_in_a_folder_without_notebooks_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cldiff", "plan", "digits"])
+    with pytest.raises(SystemExit, match="^error: no notebooks/run.ipynb in this folder: expected that of a clone"):
+        main()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_plain_install_in_another_folder_has_what_it_needs(tmp_path):
+    source, target, empty = (tmp_path / name for name in ("source", "target", "empty"))
+    shutil.copytree(ROOT / "cldiff", source / "cldiff", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
+    done = subprocess.run([*words, str(target), str(source)], capture_output=True, text=True)
+    if "setuptools" in done.stderr and "No module" in done.stderr:
+        pytest.skip("needs setuptools in this environment")
+    assert done.returncode == 0, done.stderr
+    empty.mkdir()
+
+    def cldiff(*words: str) -> subprocess.CompletedProcess:
+        words = [sys.executable, "-P", "-m", "cldiff", *words] if sys.version_info >= (3, 11) else words
+        return subprocess.run(
+            words, cwd=empty, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(target)}
+        )
+
+    for name in ("chosen.json", "lenet/SHA256SUMS", "lenet/digits.pt", "lenet/mnist.pt", "lenet/fashion_mnist.pt"):
+        assert (target / "cldiff" / name).read_bytes() == (ROOT / "cldiff" / name).read_bytes()
+    assert len(cldiff("list", "digits").stdout.splitlines()) >= 5
+    assert cldiff("plan", "digits").stderr.startswith("error: no notebooks/run.ipynb in this folder")
+    done = cldiff("run", "smoke", "--only", "digits-finetune", "--out", str(empty / "out"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(next((empty / "out").glob("*/result.json")).read_text())
+    assert (
+        result["commit"] is None
+        and result["no_commit"] == "not a git repository (or any of the parent directories): .git"
+    )
+
+
+# Kernels
+
+
+def book(folder: Path, *cells: str) -> Path:
+    cells = [nbformat.v4.new_code_cell(source) for source in ("a = 1", *cells)]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), folder / "book.ipynb")
+    return folder / "book.ipynb"
+
+
+def outputs(folder: Path, *cells: str) -> list:
+    execute(book(folder, *cells), folder / "out.ipynb", {})
+    return [output for cell in nbformat.read(folder / "out.ipynb", 4).cells for output in cell.outputs]
+
+
+def test_a_long_folder_for_temporary_files(tmp_path, monkeypatch):
+    """As job systems give: a socket's path may have 107 bytes."""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert outputs(tmp_path, "print('here')")[0].text == "here\n"
+
+
+def test_no_short_folder_for_temporary_files_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 120)))
+
+    def refuse(*words, **how):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    with pytest.raises(
+        ExecutionError, match="^no folder for a kernel's sockets in /tmp .Permission denied.: set TMPDIR"
+    ):
+        execute(book(tmp_path), tmp_path / "out.ipynb", {})
+
+
+DRAW = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home whose owner likes it otherwise: IPython prints and draws svg, matplotlib writes with LaTeX on a screen, and
+    `python3` is the kernel of another environment."""
+    home = tmp_path / "home"
+    start = home / ".ipython" / "profile_default" / "startup"
+    start.mkdir(parents=True)
+    (start / "00.py").write_text("print('hello from the profile')\n")
+    for name in ("ipython_config.py", "ipython_kernel_config.py"):
+        (start.parent / name).write_text(
+            "c.InlineBackend.figure_formats = {'svg'}\nc.InteractiveShellApp.exec_lines = ['print(12345)']\n"
+        )
+    (home / ".config" / "matplotlib").mkdir(parents=True)
+    (home / ".config" / "matplotlib" / "matplotlibrc").write_text("backend: TkAgg\n")
+    (home / "start.py").write_text("print('hello from PYTHONSTARTUP')\n")
+    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    kernel = home / "jupyter" / "kernels" / "python3" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps(spec))
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("PYTHONSTARTUP", str(home / "start.py"))
+    return home
+
+
+def test_other_peoples_settings_do_not_get_into_a_notebook(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "TkAgg")
+    monkeypatch.setenv("JUPYTER_PATH", str(home / "jupyter"))
+    before = dict(os.environ)
+    found = outputs(tmp_path, "import sys\nprint(sys.executable)", DRAW)
+    assert [output.text for output in found if output.output_type == "stream"] == [f"{sys.executable}\n"]
+    drawn = [set(output.data) for output in found if output.output_type == "display_data"]
+    assert drawn == [{"image/png", "text/plain"}]
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", None])
+def test_a_home_that_cannot_be_written_or_is_unknown(home, tmp_path, monkeypatch):
+    """Where nobody may, not even root; or a user that the container does not know."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.setenv("HOME", home) if home else monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert "image/png" in outputs(tmp_path, DRAW)[-1].data
+
+
+def test_a_kernel_that_never_answers_is_one_line(tmp_path, monkeypatch):
+    """Another ipykernel_launcher, which sleeps, is found first."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "ipykernel_launcher.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "first"))
+    monkeypatch.setattr(execution, "START", 2)
+    with pytest.raises(
+        ExecutionError, match="^book.ipynb: its kernel did not start .Kernel didn't respond in 2 seconds"
+    ):
+        execute(book(tmp_path), tmp_path / "out" / "out.ipynb", {})
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_kernel_that_ends_at_once_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "ipykernel_launcher.py").write_text("raise SystemExit('no')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "first"))
+    with pytest.raises(ExecutionError, match="^book.ipynb: its kernel d") as error:
+        execute(book(tmp_path), tmp_path / "out" / "out.ipynb", {})
+    assert "\n" not in str(error.value)
+
+
+def test_figures_follow_nobodys_matplotlibrc():
+    import matplotlib
+
+    from cldiff.report.plots import use_style
+
+    with matplotlib.rc_context():
+        use_style()
+        own = dict(matplotlib.rcParams)
+        matplotlib.rcParams.update({"text.usetex": True, "savefig.transparent": True, "lines.linewidth": 9})
+        use_style()
+        assert dict(matplotlib.rcParams) == own
+
+
+@pytest.mark.slow
+def test_compiling_without_a_compiler_is_one_line_before_the_first_step(tmp_path):
+    words = "compiled=True, steps=2, tasks=2"
+    code = f"from conftest import tiny\nfrom cldiff import make_run\nmake_run(tiny({words}), Path('run'), device='cpu')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"from pathlib import Path\n{code}"],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": str(tmp_path), "CXX": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("cldiff.learner.TrainingError: torch.compile failed (No working C++ compiler found"), last
+    assert last.endswith(": use compiled=False") and not list(tmp_path.glob("first_task/*.pt"))
+
+
+# Text
+
+
+def test_labels_with_signs_of_latex_and_markdown(tmp_path):
+    table = pd.DataFrame({"": [r"a & b_c #1 50 % $x$ {y} ~z ^w \v|u"], "n": ["**3**"]})
+    save_table(table, tmp_path, "t", "n & m")
+    tex = (tmp_path / "t.tex").read_text(encoding="utf-8").splitlines()
+    assert tex[4] == (
+        r"a \& b\_c \#1 50 \% \$x\$ \{y\} \textasciitilde{}z \textasciicircum{}w \textbackslash{}v|u & \textbf{3} \\"
+    )
+    assert tex[-1].endswith(r"n \& m")
+    assert r"\v\|u | **3** |" in (tmp_path / "t.md").read_text(encoding="utf-8")
+
+
+def test_tables_are_utf_8_in_any_locale(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", "import pandas as pd\nfrom cldiff.report.tables import save_table\n"
+         r"save_table(pd.DataFrame({'FID \u2193': ['1 \u00b1 2']}), '.', 't', 'n')"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+        capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 ± 2" in (tmp_path / "t.md").read_text(encoding="utf-8")
+
+
+# make
+
+
+def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
+    shutil.copy(ROOT / "Makefile", folder)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | environment
+    return subprocess.run(["make", *words], cwd=folder, env=environment, input="y\n", capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("profile", ["", "../x", "..", ".", "small digits", "*", "/"])
+def test_clean_deletes_nothing_but_the_folders_of_a_profile(profile, tmp_path):
+    clone = tmp_path / "clone"
+    kept = [tmp_path / "x" / "a", clone / "x" / "a", *(clone / "results" / name / "a" for name in ("small", "digits"))]
+    for path in kept:
+        path.parent.mkdir(parents=True)
+        path.touch()
+    done = make(clone, "clean", f"PROFILE={profile}")
+    assert done.returncode and f"error: PROFILE='{profile}': expected the name of a profile" in done.stderr
+    assert all(path.exists() for path in kept)
+
+
+def test_clean_deletes_the_folders_of_a_profile(tmp_path):
+    for name in ("small", "digits-long"):
+        (tmp_path / "results" / name).mkdir(parents=True)
+    assert make(tmp_path, "clean", "PROFILE=digits-long").returncode == 0
+    assert [path.name for path in (tmp_path / "results").iterdir()] == ["small"]
+
+
+def test_a_python_that_cannot_make_environments_is_one_line_and_leaves_nothing(tmp_path):
+    """As Debian's without python3-venv, which has no ensurepip: here another one is found first and cannot be had."""
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "ensurepip.py").write_text("raise ImportError\n")
+    (tmp_path / "pyproject.toml").touch()
+    done = make(tmp_path, "setup", f"PYTHON={sys.executable}", PYTHONPATH=str(tmp_path / "first"))
+    errors = done.stderr.splitlines()
+    assert done.returncode and errors[0].startswith("error: ") and "python3-venv" in errors[0]
+    assert len(errors) == 2 and errors[1].startswith("make: *** ") and not (tmp_path / ".venv").exists()
+
+
+def test_pip_is_asked_for_the_environment_alone_and_paths_may_have_spaces(tmp_path):
+    """PIP_USER and PIP_TARGET of other people would put the packages elsewhere."""
+    clone = tmp_path / "Übung mit Leerzeichen"
+    (clone / ".venv" / "bin").mkdir(parents=True)
+    (clone / "pyproject.toml").touch()
+    python = clone / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$0 $* user=$PIP_USER target=$PIP_TARGET"\n')
+    python.chmod(0o755)
+    done = make(clone, "setup", PIP_USER="1", PIP_TARGET="/elsewhere")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{python} -m pip install --quiet --editable . user=0 target="
+
+
+@pytest.mark.slow
+def test_a_whole_paper_where_everything_is_strange(tmp_path):
+    """A path with spaces and umlauts, a long TMPDIR, the C locale, no HOME, settings of pip and matplotlib."""
+    clone, long = tmp_path / "Übung mit Leerzeichen", tmp_path / ("ü" * 100)
+    clone.mkdir()
+    long.mkdir()
+    copy(clone)
+    (clone / ".venv").mkdir()
+    for path in Path(sys.prefix).iterdir():
+        (clone / ".venv" / path.name).symlink_to(path)
+    stamp = clone / ".venv" / ".installed"
+    stamp.unlink(missing_ok=True)
+    stamp.touch()
+    strange = {"LANG": "C", "TMPDIR": str(long), "PIP_USER": "1", "MPLBACKEND": "TkAgg", "PYTHONPATH": str(clone)}
+    done = subprocess.run(
+        ["make", "paper", "PROFILE=smoke"],
+        cwd=clone,
+        env={"PATH": os.environ["PATH"], **strange},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "figures/smoke is complete"
+    assert (clone / "figures" / "smoke" / "paper.html").exists() and not list(long.glob("cldiff-*"))
+    drawn = nbformat.read(clone / "figures" / "smoke" / "figure_1-digits.ipynb", 4)
+    assert any("image/png" in output.get("data", {}) for cell in drawn.cells for output in cell.get("outputs", []))
