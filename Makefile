@@ -20,12 +20,13 @@ export PYTHONUTF8 := 1
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX
 
-.PHONY: help setup setup-test setup-bench setup-browser paper targets test test-all test-faults check-paper verify bench lab \
+.PHONY: help setup setup-test setup-bench setup-browser paper benchmark targets test test-all test-faults check-paper verify bench lab \
         test-browser lint colab clean
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
 	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
+	@echo 'make benchmark  every method of the field, with its price: PROFILE=benchmark-digits of make paper'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make test     the tests that a change can break, in minutes'
 	@echo 'make test-all the long ones too: notebooks, kills, whole papers; in chromium where there is one'
@@ -67,6 +68,9 @@ paper: setup
 	@[ "$(JOBS)" -ge 1 ] 2>/dev/null || { echo 'error: JOBS=$(JOBS): expected an integer of at least 1' >&2; exit 1; }
 	@$(BIN)/python -m cldiff plan $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --checkpoint $(CHECKPOINT)
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
+
+benchmark:
+	@$(MAKE) --no-print-directory paper PROFILE=benchmark-$(PROFILE)
 
 # Below, only the make that `paper` starts: the plan lists FIRST_TASKS, RUNS, FIGURES and PAPER, and which run waits for
 # which first task. A run is made when its result is not there, whatever the times of files say; figures are drawn again
