@@ -25,7 +25,7 @@ from cldiff.files import file_sha256
 from cldiff.plan import jobs
 from cldiff.report.execute import execute
 from cldiff.results import FILES, WEIGHTS
-from cldiff.rows import BENCHMARK, REPLAY, SWEEP
+from cldiff.rows import AXES, BENCHMARK, REPLAY, SWEEP
 from cldiff.study import row_run, runs
 from cldiff.work import make_run
 
@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 METHODS = len({row_run(row).label for row in BENCHMARK})  # a default weight may be the study's
 EXPERIMENTS = {  # rows, settings, and how many rows the tables have
+    "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 7, "contrasts": 10}),
     "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
     "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
