@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 METHODS = len({row_run(row).label for row in BENCHMARK})  # a default weight may be the study's
 EXPERIMENTS = {  # rows, settings, and how many rows the tables have
     "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 7, "contrasts": 10}),
-    "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS}),
+    "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS, "published": 6}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
     "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
 }
