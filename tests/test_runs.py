@@ -314,8 +314,8 @@ def test_runs_of_several_settings_are_read_one_setting_at_a_time(tmp_path):
         load_scores(tmp_path)
     with pytest.raises(ResultError, match="no finished run on digits with buffer=4 in"):
         load_scores(tmp_path, "digits", buffer=4)
-    with pytest.raises(ValueError, match="unknown setting bufer: expected parameters of Run"):
-        load_scores(tmp_path, bufer=4)
+    with pytest.raises(ValueError, match="unknown setting images: expected parameters of Run"):
+        load_scores(tmp_path, images=4)
 
 
 def test_every_target_has_a_notebook_and_its_parameters_fit():
