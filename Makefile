@@ -129,7 +129,7 @@ bench: setup-bench
 
 # On this machine only and with a token, as Jupyter does by default.
 lab: setup
-	cd notebooks && env -u OMP_NUM_THREADS $(BIN)/jupyter lab tutorial_1.ipynb $(LAB_OPTIONS)
+	cd notebooks && env -u OMP_NUM_THREADS $(BIN)/jupyter lab start.ipynb $(LAB_OPTIONS)
 
 setup-browser: $(VENV)/.installed-browser
 

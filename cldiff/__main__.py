@@ -108,6 +108,13 @@ def colab(words: argparse.Namespace) -> None:
     write_all()
 
 
+def readme(words: argparse.Namespace) -> None:
+    """write the parts of README.md and docs/protocol.md that follow from results and code"""
+    from .report.readme import write_all
+
+    write_all()
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         sys.exit(f"error: {' '.join(message.split())}")  # one line, without the usage
@@ -147,6 +154,7 @@ def parser() -> Parser:
     command(features, "dataset", "--data")
     command(verify, "results", "--data")
     command(colab)
+    command(readme)
     return top
 
 
