@@ -63,7 +63,9 @@ def run(words: argparse.Namespace) -> None:
     budget = seconds(words.budget) if words.budget else math.inf
     total = len(runs(words.profile, words.seeds, words.only))
     if not total:
-        raise ValueError(f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list` names them")
+        raise ValueError(
+            f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list {words.profile}` names them"
+        )
     out = words.out or results_folder(words.profile)
     rest = run_pending(words.profile, words.seeds, words.only, out, words.device, words.data, budget)
     print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else ""))

@@ -46,7 +46,11 @@ def read_result(folder: Path) -> dict:
         for name in FILES[:-1]:
             if not is_whole(folder / name, result["sha256"][name]):
                 raise ResultError(f"{folder}: {name} is not the file that was written")
-        if Run(**result["run"]).name != folder.name:
+        try:
+            name = Run(**result["run"]).name
+        except (TypeError, ValueError) as error:
+            raise ResultError(f"{folder}: not a run of this version ({error})") from None
+        if name != folder.name:
             raise ResultError(f"{folder}: its parameters belong to a run of another name")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{folder}: cut short or damaged ({type(error).__name__}: {error})") from None
