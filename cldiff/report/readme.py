@@ -66,8 +66,9 @@ def results(profile: str = "small", dataset: str = "mnist") -> str:
 def verdicts() -> str:
     """The seven findings, and whether they hold on each data set."""
     found = [table_of(Path("figures", f"{name}.md")) for name in VERDICTS]
-    titles = [f"[{name.split('-')[-1]}, {name.split('/')[0]}](figures/{name}.md)" for name in VERDICTS]
-    rows = [[row[0], row[1], *(table[k][-1] for table in found)] for k, row in enumerate(found[0]) if k]
+    titles = [f"[{DATASETS[name.split('-')[-1]].title}](figures/{name}.md)" for name in VERDICTS]
+    # In the words of 28 pixels: at 8 the late timestep is another one.
+    rows = [[row[0], row[1], *(table[k][-1] for table in found)] for k, row in enumerate(found[1]) if k]
     return written([["", "finding of the study", *titles], *rows])
 
 
