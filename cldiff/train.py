@@ -32,9 +32,22 @@ def one_line_errors(run: Run, device: str | torch.device) -> Iterator[None]:
                 f"out of memory on {device}: fewer JOBS, or lower batch={run.batch}, channels={run.channels}"
             ) from None
         if run.compiled and type(error).__module__.startswith("torch._"):  # of torch's compiler
-            cause = str(getattr(error, "inner_exception", error)).partition("\n")[0]
-            raise TrainingError(f"torch.compile failed ({cause}): use compiled=False") from error
+            raise _not_compiled(error) from error
         raise
+
+
+def check_compiler(device: str | torch.device) -> None:
+    """Raises TrainingError where torch.compile does not work. Takes 2 to 4 seconds, most of which the first step then
+    saves."""
+    try:
+        torch.compile(torch.neg)(torch.ones(1, device=device))
+    except Exception as error:  # also of what the compiler asks for: programs, folders, a user's name, this Python
+        raise _not_compiled(error) from error
+
+
+def _not_compiled(error: Exception) -> TrainingError:
+    cause = str(getattr(error, "inner_exception", error)).partition("\n")[0]
+    return TrainingError(f"torch.compile failed ({cause}): use compiled=False")
 
 
 class Step(NamedTuple):

@@ -15,7 +15,7 @@ from .measure import Measurer
 from .run import Run
 from .study import planned, runs
 from .tasks import load_tasks
-from .train import Step, forget, pick_device, train
+from .train import Step, check_compiler, forget, pick_device, train
 
 
 def never(margin: float) -> bool:
@@ -49,6 +49,8 @@ def make_run(
             return True
         if not first_task_only:
             make_folder(folder)  # now, not when there is something to keep
+        if run.compiled:
+            check_compiler(pick_device(device))
         tasks = load_tasks(run.dataset, data, run.tasks)
         measure = Measurer(run, tasks, data, pick_device(device))
         if measure.missing:

@@ -430,20 +430,35 @@ def test_figures_follow_nobodys_matplotlibrc():
         assert dict(matplotlib.rcParams) == own
 
 
+COMPILE = """
+from pathlib import Path
+from conftest import tiny
+from cldiff import make_run, work
+work.load_tasks = None  # must not be reached
+make_run(tiny(compiled=True, steps=2, tasks=2), Path("run"), device="cpu")
+"""
+
+
 @pytest.mark.slow
-def test_compiling_without_a_compiler_is_one_line_before_the_first_step(tmp_path):
-    words = "compiled=True, steps=2, tasks=2"
-    code = f"from conftest import tiny\nfrom cldiff import make_run\nmake_run(tiny({words}), Path('run'), device='cpu')"
+@pytest.mark.parametrize(
+    "environment, cause",
+    [
+        ({"PATH": "/nowhere", "CXX": ""}, "No working C++ compiler found"),
+        ({"TORCHINDUCTOR_CACHE_DIR": "/proc/x"}, "[Errno 2] No such file or directory: '/proc/x'"),
+    ],
+    ids=("no compiler", "no folder"),
+)
+def test_what_compiling_needs_is_asked_for_before_anything_is_loaded(environment, cause, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", f"from pathlib import Path\n{code}"],
+        [sys.executable, "-c", COMPILE],
         cwd=tmp_path,
-        env={**os.environ, "PATH": str(tmp_path), "CXX": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
         capture_output=True,
         text=True,
     )
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("cldiff.learner.TrainingError: torch.compile failed (No working C++ compiler found"), last
-    assert last.endswith(": use compiled=False") and not list(tmp_path.glob("first_task/*.pt"))
+    assert last.startswith(f"cldiff.learner.TrainingError: torch.compile failed ({cause}"), last
+    assert last.endswith(": use compiled=False") and not list(tmp_path.glob("first_task/*"))
 
 
 # Text
