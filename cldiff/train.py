@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import BaseFileLock, Timeout
+from filelock import AcquireReturnProxy, Timeout
 from torch import Tensor
 
+from .errors import Problem
 from .files import locked
 from .learner import Learner, TrainingError, before
 from .run import Run
@@ -63,12 +64,22 @@ class Step(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto": a GPU where there is one. Raises ValueError for what this machine lacks."""
+    """ "auto": a GPU where there is one. Raises ValueError for what this machine lacks, Problem for a GPU that is there
+    and does not work."""
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': no GPU that torch can use on this machine; expected 'auto' or 'cpu' here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:  # a torch for other GPUs, an old driver, or another process that has it for itself
+        (torch.zeros(1, device="cuda") + 1).item()
+    except Exception as error:
+        cause = str(error).partition("\n")[0]
+        raise Problem(
+            f"the GPU of this machine does not work with this torch ({cause}): 'cpu' does without it"
+        ) from None
+    return torch.device("cuda")
 
 
 def train(
@@ -126,7 +137,7 @@ def forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _acquired(path: Path, cancelled: Callable[[], bool]) -> BaseFileLock:
+def _acquired(path: Path, cancelled: Callable[[], bool]) -> AcquireReturnProxy:
     while True:
         try:
             return locked(path, 1)

@@ -49,10 +49,11 @@ def make_run(
             return True
         if not first_task_only:
             make_folder(folder)  # now, not when there is something to keep
+        device = pick_device(device)
         if run.compiled:
-            check_compiler(pick_device(device))
+            check_compiler(device)
         tasks = load_tasks(run.dataset, data, run.tasks)
-        measure = Measurer(run, tasks, data, pick_device(device))
+        measure = Measurer(run, tasks, data, device)
         if measure.missing:
             print(measure.missing, file=sys.stderr)
         total = run.steps * (1 if first_task_only else len(tasks))
@@ -62,7 +63,7 @@ def make_run(
                 run,
                 tasks,
                 folder,
-                measure.device,
+                device,
                 checkpoint_seconds=checkpoint_seconds,
                 cancelled=lambda: stop(0),
                 first_task_only=first_task_only,

@@ -527,6 +527,20 @@ def test_a_missing_gpu_is_an_error():
         pick_device("cuda")
 
 
+def test_a_gpu_that_this_torch_cannot_use_is_named(monkeypatch):
+    def refuse(*words, **how):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", refuse)
+    for name in ("auto", "cuda"):
+        with pytest.raises(
+            Problem, match="^the GPU of this machine .*for execution on the device.: 'cpu' does without"
+        ):
+            pick_device(name)
+    assert pick_device("cpu").type == "cpu"
+
+
 def test_deterministic_switches_torch_to_algorithms_that_repeat(three, monkeypatch):
     switched = []
     monkeypatch.setattr(torch, "use_deterministic_algorithms", switched.append)
