@@ -116,7 +116,10 @@ def locked(path: Path, wait: float = -1) -> AcquireReturnProxy:
     """A lock that is held, until it is left (`with`), forgotten, or the process ends. Raises Timeout if another process
     holds it for so many seconds (-1: waits for ever)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=wait) if _has_locks(path.parent) else SoftFileLock(_stand_in(path), timeout=wait)
+    if _has_locks(path.parent):
+        lock = FileLock(path, timeout=wait)
+    else:  # its first try only removes what a killed process left: there is time for another one
+        lock = SoftFileLock(_stand_in(path), timeout=wait if wait < 0 else max(wait, 0.5))
     return lock.acquire()  # `with` acquires a lock itself once more: an error that Jupyter keeps would go on to hold it
 
 
