@@ -560,10 +560,11 @@ def test_tables_are_utf_8_in_any_locale(tmp_path):
 # make
 
 
-def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
+def make(folder: Path, *words: str, stdout=subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess:
     shutil.copy(ROOT / "Makefile", folder)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | environment
-    return subprocess.run(["make", *words], cwd=folder, env=environment, input="y\n", capture_output=True, text=True)
+    how = {"cwd": folder, "env": environment, "input": "y\n", "stdout": stdout, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.run(["make", *words], **how)
 
 
 @pytest.mark.parametrize("profile", ["", "../x", "..", ".", "small digits", "*", "/"])
@@ -576,6 +577,19 @@ def test_clean_deletes_nothing_but_the_folders_of_a_profile(profile, tmp_path):
     done = make(clone, "clean", f"PROFILE={profile}")
     assert done.returncode and f"error: PROFILE='{profile}': expected the name of a profile" in done.stderr
     assert all(path.exists() for path in kept)
+
+
+def test_a_log_on_a_full_disk_stops_no_target(tmp_path):
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ntouch "$5"\n')  # -m cldiff make PROFILE TARGET
+    python.chmod(0o755)
+    plan = tmp_path / "results" / "any" / "targets.mk"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("RUNS := run\nFIGURES := figure\nPAPER := paper.ipynb\n")
+    with open("/dev/full", "w") as log:
+        done = make(tmp_path, "targets", "PROFILE=any", stdout=log)
+    assert all((tmp_path / name).exists() for name in ("run", "figure", "paper.ipynb", "paper.html")), done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")

@@ -243,14 +243,15 @@ def test_data_in_a_folder_that_is_read_only_are_read(raw, monkeypatch):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
-def test_data_in_a_folder_for_a_group_are_read_though_the_lock_is_of_somebody(raw):
-    """As huggingface/datasets 7900: the folder may be written to, the lock that its first user left may not."""
+@pytest.mark.parametrize("rights", [0o777, 0o755], ids=("of a group", "of somebody"))
+def test_data_that_somebody_keeps_are_read_though_their_lock_is_his(raw, rights):
+    """As huggingface/datasets 7900: even where the folder may be written to, the lock of its first user may not."""
     shared = Path(tempfile.mkdtemp())  # tmp_path lies in a folder that is root's alone
     try:
         shutil.copytree(raw, shared / "MNIST" / "raw")
         load_tasks("mnist", shared)
         for folder in (shared, *shared.rglob("*")):
-            folder.chmod(0o777 if folder.is_dir() else 0o644)
+            folder.chmod(rights if folder.is_dir() else 0o644)
         os.seteuid(65534)
         try:
             found = load_tasks("mnist", shared)

@@ -17,6 +17,7 @@ from cldiff.files import load_tensors, save_tensors
 from cldiff.learner import Learner, TrainingError
 from cldiff.methods import METHODS, Method
 from cldiff.train import first_task_path, pick_device, train
+from cldiff.work import make_run
 
 
 def test_train_yields_after_the_optimiser_step(three):
@@ -506,6 +507,18 @@ def test_what_cannot_be_compiled_is_one_line(three, monkeypatch):
     monkeypatch.setattr(torch, "compile", compile)
     with pytest.raises(TrainingError, match=r"^torch.compile failed \(no compiler\): use compiled=False$"):
         next(train(tiny(compiled=True), three))
+
+
+def test_a_python_that_torch_does_not_compile_for_is_one_line(monkeypatch):
+    """A bare RuntimeError, of torch.compile itself."""
+
+    def refuse(*words, **how):
+        raise RuntimeError("torch.compile is not supported on Python 3.15+")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    said = r"^torch.compile failed \(torch.compile is not supported on Python 3.15\+\): use compiled=False$"
+    with pytest.raises(TrainingError, match=said):
+        make_run(tiny(compiled=True), Path("/nowhere"), device="cpu", first_task_only=True)
 
 
 # Devices
