@@ -3,9 +3,12 @@
 import argparse
 import logging
 import math
+import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from .errors import Problem
 
@@ -173,5 +176,25 @@ def main() -> None:
         sys.exit("stopped: the same command again continues from the last checkpoint")
 
 
+class Spoken:
+    """stderr, to which nobody need listen: a closed pipe, a terminal that is gone or a full disk below a log stop no
+    run."""
+
+    def __init__(self, stream: TextIO | None):  # None where it was closed
+        self.stream = stream or open(os.devnull, "w")
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
 if __name__ == "__main__":
+    sys.stderr = Spoken(sys.stderr)
     main()

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from functools import lru_cache, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,11 +152,18 @@ def provenance(device: torch.device) -> dict:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "numpy", "scipy")},
+            **{name: _version(name) for name in ("torch", "torchvision", "numpy", "scipy")},
         },
         "commit": found,
         **({} if found else {"no_commit": why}),
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # built by hand, as on some clusters and boards
+        return None
 
 
 def commit() -> tuple[str | None, str]:

@@ -166,7 +166,7 @@ def test_the_lock_of_a_dead_process_holds_nobody(start, tmp_path):
         claim(tmp_path / "run", wait=False)
     process.kill()
     process.wait()
-    claim(tmp_path / "run", wait=False).release()
+    claim(tmp_path / "run", wait=False).lock.release()
 
 
 # Asked to stop
