@@ -1,0 +1,257 @@
+"""Runs on many machines: sent to the workers of a Dask cluster, or of any concurrent.futures.Executor, and written here
+as they come back.
+
+Parameters go out, files come back; no file system is shared unless the caller names a folder. Only run_on_dask() loads
+Dask, the extra `cluster`.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from filelock import Timeout
+
+from .errors import Problem
+from .files import claim, make_folder, write_atomically
+from .results import FILES, WEIGHTS
+from .run import PROTOCOL, Run
+from .train import first_task_path, forget
+from .worker import VERSIONS, OtherVersion, check_versions, describe, first_task, whole_run
+
+WRITERS = 8  # threads: a disk that is asked for durable files takes milliseconds for each, and several at a time
+
+
+class Workers:
+    """Those of a concurrent.futures.Executor."""
+
+    def __init__(self, pool):
+        self.pool = pool
+
+    def submit(self, function: Callable, run: Run, *words):
+        return self.pool.submit(function, dataclasses.asdict(run), *words)
+
+    def running(self, futures: list) -> int:
+        return sum(future.running() for future in futures)
+
+    def passed_on(self, future):
+        """What stands for the result of a future in submit()."""
+        return future.result()
+
+    def again(self, future) -> bool:
+        """Tries a task elsewhere that met an OtherVersion, where that can be done."""
+        return False
+
+
+class DaskWorkers(Workers):
+    """Those of a distributed.Client. Raises Problem for one that cannot make runs as this side would."""
+
+    def __init__(self, client):
+        super().__init__(client)
+        self.resources = {}
+        for where, found in client.run(describe, on_error="return").items():
+            if isinstance(found, Exception):
+                raise Problem(f"worker {where}: {one_line(found)}; expected cldiff {VERSIONS['cldiff']} there")
+            check_versions(VERSIONS, found, f"worker {where}")
+            if found["threads"] != 1:
+                raise Problem(
+                    f"worker {where} has {found['threads']} threads: expected one, as a process makes one run at a "
+                    "time; start it with --nthreads 1"
+                )
+            self.resources |= {"GPU": 1} if found["gpus"] else {}
+
+    def submit(self, function: Callable, run: Run, *words):
+        name = run.first_task_name if function is first_task else run.name
+        key = f"{function.__name__}-{name}"  # one task for all clients that ask for it
+        return self.pool.submit(function, dataclasses.asdict(run), *words, key=key, resources=self.resources)
+
+    def running(self, futures: list) -> int:
+        return min(len(futures), sum(self.pool.nthreads().values()))
+
+    def passed_on(self, future):
+        return future  # from worker to worker
+
+    def again(self, future) -> bool:
+        """Sends workers away that joined later, with another version."""
+        found = self.pool.run(describe, on_error="return")
+        good = [
+            where for where, words in found.items() if isinstance(words, dict) and VERSIONS.items() <= words.items()
+        ]
+        self.pool.retire_workers(found.keys() - good)
+        future.retry()
+        return True
+
+
+def run_all(
+    pool, runs: list[Run], out: Path, shared: Path | None = None, make: Callable = whole_run, **words: str
+) -> dict[str, str]:
+    """Makes the runs that are not in the folder `out` on the workers of a pool, and writes there what comes back.
+
+    pool: a concurrent.futures.Executor, or a Client of dask.distributed. A first task is made once, before the runs
+    that share it. shared: a folder that all workers have, for checkpoints from which one continues what another began;
+    without it each run is made in a temporary folder. make: what a worker calls, as whole_run(). words: device and data
+    of make_run. Returns the one-line error of each run that failed, by name. Raises Problem where workers differ or are
+    gone, OSError where `out` cannot be written to; what came back before stays.
+    """
+    from tqdm import tqdm
+
+    make_folder(out)
+    groups: dict[Path, list[Run]] = {}  # by first task
+    for run in runs:
+        if not (out / run.name / "result.json").exists():
+            groups.setdefault(first_task_path(run, out / run.name), []).append(run)
+    workers = Workers(pool) if isinstance(pool, Executor) else DaskWorkers(pool)
+    asked = VERSIONS, str(shared.resolve()) if shared else None, words
+    pending, failed, events, shown = {}, {}, SimpleQueue(), 0.0
+
+    def expect(future, then: Callable, runs: list[Run]) -> None:
+        pending[future] = then, runs
+        future.add_done_callback(events.put)
+
+    def first_is_there(runs: list[Run], future) -> None:
+        _keep_first(first_task_path(runs[0], out / runs[0].name), future.result())
+        first = workers.passed_on(future)
+        for run in runs:
+            expect(workers.submit(make, run, *asked, first), is_made, [run])
+
+    def is_made(runs: list[Run], future) -> None:
+        expect(disk.submit(_keep, *runs, out / runs[0].name, future), is_kept, runs)
+
+    def is_kept(runs: list[Run], future) -> None:
+        bar.update()
+
+    total = sum(map(len, groups.values()))
+    with ThreadPoolExecutor(WRITERS) as disk, tqdm(total=total, unit="run", desc=str(out)) as bar:
+        try:
+            for path, runs in groups.items():
+                found = path.read_bytes() if path.exists() else b""
+                expect(
+                    workers.submit(first_task, runs[0], *asked, found if _is_first(found) else None),
+                    first_is_there,
+                    runs,
+                )
+            while pending:
+                if time.monotonic() > shown + 1:
+                    shown = time.monotonic()
+                    running = workers.running([future for future, (then, _) in pending.items() if then is not is_kept])
+                    waiting = total - bar.n - len(failed) - running
+                    bar.set_postfix(running=running, waiting=max(0, waiting), failed=len(failed))
+                try:
+                    future = events.get(timeout=5)
+                except Empty:
+                    continue
+                then, runs = pending.pop(future)
+                error = BrokenExecutor("connection lost") if future.cancelled() else future.exception()
+                if isinstance(error, BrokenExecutor):
+                    raise Problem(
+                        f"the workers are gone ({one_line(error)}): {total - bar.n} of {total} runs are left; "
+                        "the same command continues once they are back"
+                    )
+                if isinstance(error, OSError) and then is is_kept:
+                    raise error
+                if isinstance(error, OtherVersion) and workers.again(future):
+                    expect(future, then, runs)
+                    continue
+                try:
+                    if error is None:
+                        then(runs, future)
+                except Problem as found:
+                    error = found
+                if error is not None:
+                    failed.update((run.name, one_line(error)) for run in runs)
+        finally:
+            for future in pending:
+                future.cancel()
+    return failed
+
+
+def _keep(run: Run, folder: Path, future) -> None:
+    """Writes the folder of a finished run, result.json last, unless another process has."""
+    files = checked(run, future.result())
+    try:
+        with claim(folder, wait=False):
+            if not (folder / "result.json").exists():
+                for name in (*FILES[:-1], WEIGHTS, FILES[-1]):
+                    write_atomically(folder / name, lambda path, name=name: path.write_bytes(files[name]))
+            forget(folder)  # what this machine began earlier
+    except Timeout:
+        raise Problem(f"another process works at {folder}: it is left to that") from None
+
+
+def checked(run: Run, files: object) -> dict[str, bytes]:
+    """What a worker returned for this run. Raises Problem unless it is the files of a result and no others, of this
+    run, each of which is the one that result.json names."""
+    try:
+        if set(files) != {*FILES, WEIGHTS} or not all(type(content) is bytes for content in files.values()):
+            raise ValueError(f"files {list(files)}, expected {[*FILES, WEIGHTS]}")
+        result = json.loads(files["result.json"])
+        if result["protocol"] != PROTOCOL or Run(**result["run"]) != run:
+            raise ValueError("a result of another run or protocol")
+        for name in (*FILES[:-1], WEIGHTS):
+            if hashlib.sha256(files[name]).hexdigest() != result["sha256"][name]:
+                raise ValueError(f"a {name} that its result.json does not name")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Problem(f"a worker returned no result ({one_line(error)}): nothing of it was written") from None
+    return files
+
+
+def _keep_first(path: Path, content: object) -> None:
+    if not _is_first(content):
+        raise Problem("a worker returned no first task: nothing of it was written")
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _is_first(content: object) -> bool:
+    """Whether it is as save_tensors() writes it."""
+    return type(content) is bytes and hashlib.sha256(content[32:]).digest() == content[:32]
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, Problem) else f"{type(error).__name__}: {text}"
+
+
+def run_on_dask(address: str, runs: list[Run], out: Path, shared: Path | None = None, **words: str) -> dict[str, str]:
+    """run_all() on the cluster of the scheduler at this address, or, where it is "local", on one of this machine."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise Problem("no Dask: expected the extra `cluster` of cldiff, pip install 'cldiff[cluster]'") from None
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in one line
+    with _local(words["device"]) if address == "local" else nullcontext(address) as cluster:
+        try:
+            client = Client(cluster, timeout=10, set_as_default=False)
+        except (OSError, ValueError, TypeError) as error:
+            raise Problem(
+                f"no scheduler at {address} ({one_line(error)}): expected the address that `dask scheduler` prints, "
+                "for example tcp://127.0.0.1:8786, or local"
+            ) from None
+        with client:
+            print(f"dashboard: {client.dashboard_link}", flush=True)
+            return run_all(client, runs, out, shared, **words)
+
+
+def _local(device: str):
+    """A cluster that this machine alone can reach: one worker for each GPU, or for each core."""
+    import torch
+    from dask.system import CPU_COUNT  # of those that this process may use
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
+    known = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+    places = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in known.split(",")] if gpus else [{}] * CPU_COUNT
+    threads = {"OMP_NUM_THREADS": str(max(1, CPU_COUNT // len(places)))}
+    quiet, here = {"silence_logs": logging.CRITICAL}, {"host": "127.0.0.1"}
+    options = {"nthreads": 1, "memory_limit": 0, **quiet, **here}
+    return SpecCluster(
+        scheduler={"cls": Scheduler, "options": {"dashboard_address": "127.0.0.1:0", **here}},
+        workers={k: {"cls": Nanny, "options": {**options, "env": threads | place}} for k, place in enumerate(places)},
+        **quiet,
+    )
