@@ -6,8 +6,6 @@ Dask, the extra `cluster`.
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 import time
@@ -22,9 +20,19 @@ from filelock import Timeout
 from .errors import Problem
 from .files import claim, make_folder, write_atomically
 from .results import FILES, WEIGHTS
-from .run import PROTOCOL, Run
+from .run import Run
 from .train import first_task_path, forget
-from .worker import VERSIONS, OtherVersion, check_versions, describe, first_task, whole_run
+from .worker import (
+    VERSIONS,
+    OtherVersion,
+    check_versions,
+    checked,
+    describe,
+    first_task,
+    is_first_task,
+    one_line,
+    whole_run,
+)
 
 WRITERS = 8  # threads: a disk that is asked for durable files takes milliseconds for each, and several at a time
 
@@ -133,7 +141,7 @@ def run_all(
             for path, runs in groups.items():
                 found = path.read_bytes() if path.exists() else b""
                 expect(
-                    workers.submit(first_task, runs[0], *asked, found if _is_first(found) else None),
+                    workers.submit(first_task, runs[0], *asked, found if is_first_task(found) else None),
                     first_is_there,
                     runs,
                 )
@@ -148,11 +156,15 @@ def run_all(
                 except Empty:
                     continue
                 then, runs = pending.pop(future)
-                error = BrokenExecutor("connection lost") if future.cancelled() else future.exception()
+                error = (
+                    BrokenExecutor("the connection to the scheduler was lost")
+                    if future.cancelled()
+                    else future.exception()
+                )
                 if isinstance(error, BrokenExecutor):
                     raise Problem(
-                        f"the workers are gone ({one_line(error)}): {total - bar.n} of {total} runs are left; "
-                        "the same command continues once they are back"
+                        f"{str(error).rstrip('.')}: {total - bar.n} of {total} runs are left; the same command goes on "
+                        "with them, once the workers are back"
                     )
                 if isinstance(error, OSError) and then is is_kept:
                     raise error
@@ -185,37 +197,10 @@ def _keep(run: Run, folder: Path, future) -> None:
         raise Problem(f"another process works at {folder}: it is left to that") from None
 
 
-def checked(run: Run, files: object) -> dict[str, bytes]:
-    """What a worker returned for this run. Raises Problem unless it is the files of a result and no others, of this
-    run, each of which is the one that result.json names."""
-    try:
-        if set(files) != {*FILES, WEIGHTS} or not all(type(content) is bytes for content in files.values()):
-            raise ValueError(f"files {list(files)}, expected {[*FILES, WEIGHTS]}")
-        result = json.loads(files["result.json"])
-        if result["protocol"] != PROTOCOL or Run(**result["run"]) != run:
-            raise ValueError("a result of another run or protocol")
-        for name in (*FILES[:-1], WEIGHTS):
-            if hashlib.sha256(files[name]).hexdigest() != result["sha256"][name]:
-                raise ValueError(f"a {name} that its result.json does not name")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Problem(f"a worker returned no result ({one_line(error)}): nothing of it was written") from None
-    return files
-
-
 def _keep_first(path: Path, content: object) -> None:
-    if not _is_first(content):
+    if not is_first_task(content):
         raise Problem("a worker returned no first task: nothing of it was written")
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
-
-
-def _is_first(content: object) -> bool:
-    """Whether it is as save_tensors() writes it."""
-    return type(content) is bytes and hashlib.sha256(content[32:]).digest() == content[:32]
-
-
-def one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, Problem) else f"{type(error).__name__}: {text}"
 
 
 def run_on_dask(address: str, runs: list[Run], out: Path, shared: Path | None = None, **words: str) -> dict[str, str]:
@@ -224,7 +209,7 @@ def run_on_dask(address: str, runs: list[Run], out: Path, shared: Path | None = 
         from distributed import Client
     except ImportError:
         raise Problem("no Dask: expected the extra `cluster` of cldiff, pip install 'cldiff[cluster]'") from None
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is said in one line
+    logging.disable(logging.CRITICAL)  # what Dask says on many lines is said here on one
     with _local(words["device"]) if address == "local" else nullcontext(address) as cluster:
         try:
             client = Client(cluster, timeout=10, set_as_default=False)

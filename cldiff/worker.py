@@ -1,6 +1,8 @@
-"""What a worker of a cluster does: a first task, or a whole run, from parameters to files."""
+"""What a worker of a cluster does: a first task, or a whole run, from parameters to files; and what is believed of
+it."""
 
 import hashlib
+import json
 import platform
 import sys
 import tempfile
@@ -14,7 +16,7 @@ from . import __version__
 from .errors import Problem
 from .files import write_atomically
 from .results import FILES, WEIGHTS
-from .run import Run
+from .run import PROTOCOL, Run
 from .train import first_task_path
 from .work import make_run, never
 
@@ -96,3 +98,33 @@ def _workplace(asked: dict, shared: str | None) -> Iterator[tuple[Path, Callable
 def _make(run: Run, place: Path, stop: Callable[[float], bool], **words) -> None:
     if not make_run(run, place / run.name, stop=stop, **words):
         raise sys.modules["distributed"].Reschedule  # for whoever asks again at this moment
+
+
+# What comes back is looked at before any of it is written
+
+
+def checked(run: Run, files: object) -> dict[str, bytes]:
+    """What a worker returned for this run. Raises Problem unless it is the files of a result and no others, of this
+    run, each of which is the one that result.json names."""
+    try:
+        if set(files) != {*FILES, WEIGHTS} or not all(type(content) is bytes for content in files.values()):
+            raise ValueError(f"files {list(files)}, expected {[*FILES, WEIGHTS]}")
+        result = json.loads(files["result.json"])
+        if result["protocol"] != PROTOCOL or Run(**result["run"]) != run:
+            raise ValueError("a result of another run or protocol")
+        for name in (*FILES[:-1], WEIGHTS):
+            if hashlib.sha256(files[name]).hexdigest() != result["sha256"][name]:
+                raise ValueError(f"a {name} that its result.json does not name")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Problem(f"a worker returned no result ({one_line(error)}): nothing of it was written") from None
+    return files
+
+
+def is_first_task(content: object) -> bool:
+    """Whether it is as save_tensors() writes it."""
+    return type(content) is bytes and hashlib.sha256(content[32:]).digest() == content[:32]
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, Problem) else f"{type(error).__name__}: {text}"
