@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -54,7 +55,7 @@ class Workers:
         return future.result()
 
     def again(self, future) -> bool:
-        """Tries a task elsewhere that met an OtherVersion, where that can be done."""
+        """Tries a task elsewhere that met an OtherVersion; False where there is nowhere else."""
         return False
 
 
@@ -65,6 +66,8 @@ class DaskWorkers(Workers):
         super().__init__(client)
         self.resources = {}
         for where, found in client.run(describe, on_error="return").items():
+            if isinstance(found, OSError):
+                continue  # it has just died
             if isinstance(found, Exception):
                 raise Problem(f"worker {where}: {one_line(found)}; expected cldiff {VERSIONS['cldiff']} there")
             check_versions(VERSIONS, found, f"worker {where}")
@@ -87,14 +90,15 @@ class DaskWorkers(Workers):
         return future  # from worker to worker
 
     def again(self, future) -> bool:
-        """Sends workers away that joined later, with another version."""
+        """Also sends away the workers that joined later with another version."""
         found = self.pool.run(describe, on_error="return")
         good = [
             where for where, words in found.items() if isinstance(words, dict) and VERSIONS.items() <= words.items()
         ]
         self.pool.retire_workers(found.keys() - good)
-        future.retry()
-        return True
+        if good:
+            future.retry()
+        return bool(good)
 
 
 def run_all(
@@ -207,11 +211,14 @@ def run_on_dask(address: str, runs: list[Run], out: Path, shared: Path | None = 
     """run_all() on the cluster of the scheduler at this address, or, where it is "local", on one of this machine."""
     try:
         from distributed import Client
+        from distributed.comm import get_address_host
     except ImportError:
         raise Problem("no Dask: expected the extra `cluster` of cldiff, pip install 'cldiff[cluster]'") from None
     logging.disable(logging.CRITICAL)  # what Dask says on many lines is said here on one
+    warnings.filterwarnings("ignore", "Sending large graph")  # a first task that is here already
     with _local(words["device"]) if address == "local" else nullcontext(address) as cluster:
         try:
+            get_address_host(address) if cluster is address else None  # a Client is slow to tell, and to end
             client = Client(cluster, timeout=10, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise Problem(

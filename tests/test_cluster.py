@@ -1,8 +1,11 @@
 """Runs on a cluster: a real Dask scheduler and real worker processes on this machine, some of which are killed, of another
 version, or dishonest."""
 
+import errno
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,8 +23,10 @@ from distributed import Client
 from test_headless import contents
 
 from cldiff import cluster
+from cldiff.__main__ import main
 from cldiff.cluster import run_all
 from cldiff.errors import Problem
+from cldiff.files import claim, write_atomically
 from cldiff.results import FILES, WEIGHTS
 from cldiff.study import runs
 from cldiff.work import make_run
@@ -82,8 +87,9 @@ class Cluster:
             cwd=self.folder,
         )
 
-    def schedule(self, *words: str) -> "Cluster":
-        self.scheduler = self._dask("scheduler", "--host", "127.0.0.1", "--port", str(self.port), *words)
+    def schedule(self, *words: str, **environment: str) -> "Cluster":
+        place = ["--host", "127.0.0.1", "--port", str(self.port)]
+        self.scheduler = self._dask("scheduler", *place, *words, **environment)
         return self
 
     def work(self, *words: str, threads: int = 1, **environment: str) -> subprocess.Popen:
@@ -110,7 +116,7 @@ def dask(start, tmp_path):
     return Cluster(start, folder)
 
 
-def until(condition, seconds: float = 90):
+def until(condition, seconds: float = 180):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "waited for too long"
@@ -210,7 +216,7 @@ def test_when_the_scheduler_is_killed_the_same_command_continues(dask, alone, tm
     written = first.stat().st_mtime_ns
     dask.scheduler.kill()
     dask.scheduler.wait()
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=180)
     one_error(
         subprocess.CompletedProcess([], process.returncode, output, errors),
         "the connection to the scheduler was lost: ",
@@ -233,9 +239,9 @@ def test_ctrl_c_leaves_the_cluster_clean(dask, tmp_path):
     process = dask.start(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
     until(dask.places)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and errors.splitlines()[-1].startswith("stopped: "), errors
-    until(lambda: not dask.places(), 10)
+    until(lambda: not dask.places(), 30)
     with dask.client(1) as client:
         assert not any(client.processing().values())
         assert run_all(client, SHORT[:1], tmp_path / "out", **WORDS) == {}
@@ -299,7 +305,7 @@ def test_a_worker_of_another_version_that_joins_later_is_sent_away(dask, tmp_pat
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cluster.DaskWorkers, "submit", join_then_submit)
             assert run_all(client, SHORT, tmp_path / "out", **WORDS) == {}
-        late[0].wait(timeout=30)
+        late[0].wait(timeout=120)
         assert len(client.nthreads()) == 1
     assert len(list((tmp_path / "out").glob("*/result.json"))) == len(SHORT)
 
@@ -368,6 +374,7 @@ def pool():
         yield pool
 
 
+@pytest.mark.slow
 def test_a_process_pool_makes_the_same_results(pool, alone, tmp_path):
     assert run_all(pool, SHORT, tmp_path / "out", **WORDS) == {}
     same_results(SHORT, alone(SHORT), tmp_path / "out")
@@ -375,6 +382,7 @@ def test_a_process_pool_makes_the_same_results(pool, alone, tmp_path):
     assert [path.name for path in first.iterdir()] == [f"{SHORT[0].first_task_name}.pt"]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(pool, tmp_path):
     failed = run_all(pool, SHORT, tmp_path / "out", make=failing, **WORDS)
     assert failed == {SHORT[1].name: "MemoryError: no memory on this worker"}
@@ -383,3 +391,184 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(pool, tmp_
     assert run_all(pool, SHORT, tmp_path / "out", **WORDS) == {}
     assert (tmp_path / "out" / SHORT[1].name / "result.json").exists()
     assert all(path.stat().st_mtime_ns == time for path, time in written.items() if "first_task" not in path.parts)
+
+
+@pytest.mark.slow
+def test_an_executor_whose_processes_die_is_one_line(tmp_path):
+    with (
+        pytest.raises(Problem, match="terminated abruptly.*: 3 of 3 runs are left"),
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+    ):
+        pool.submit(os.getpid)
+        next(iter(pool._processes.values())).kill()
+        run_all(pool, SHORT, tmp_path / "out", **WORDS)
+
+
+class Now(Executor):
+    """Does at once what it is asked for."""
+
+    def submit(self, function, *words):
+        future = Future()
+        future.set_result(function(*words))
+        return future
+
+
+def returned(run: dict, *words) -> dict[str, bytes]:
+    return {**FOUND, "result.json": changed(FOUND, run=run)["result.json"]}
+
+
+FOUND: dict[str, bytes] = {}
+
+
+@pytest.fixture
+def results(honest, monkeypatch):
+    """What an honest worker returned, for each run."""
+    FOUND.update(honest)
+    monkeypatch.setattr(cluster, "first_task", lambda *words: bytes.fromhex(EMPTY))
+
+
+EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # the SHA-256 of nothing
+
+
+def test_a_disk_that_is_full_here_stops_everything(results, tmp_path, monkeypatch):
+    def full(path, write):
+        if path.name == "samples.png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_atomically(path, write)
+
+    monkeypatch.setattr(cluster, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_all(Now(), SHORT, tmp_path, make=returned, **WORDS)
+    assert not list(tmp_path.glob("*/result.json"))
+
+
+def test_a_run_that_another_process_here_works_on_is_left_to_it(results, tmp_path):
+    with claim(tmp_path / SHORT[0].name):
+        failed = run_all(Now(), SHORT, tmp_path, make=returned, **WORDS)
+    assert list(failed) == [SHORT[0].name] and "another process works at" in failed[SHORT[0].name]
+    assert {path.parent.name for path in tmp_path.glob("*/result.json")} == {run.name for run in SHORT[1:]}
+
+
+def test_a_first_task_that_is_none_is_refused(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "first_task", lambda *words: b"x" * 100)
+    failed = run_all(Now(), SHORT, tmp_path, make=returned, **WORDS)
+    assert set(failed) == {run.name for run in SHORT} and not list(tmp_path.rglob("*.pt"))
+    assert set(failed.values()) == {"a worker returned no first task: nothing of it was written"}
+
+
+def test_a_first_task_that_is_here_is_sent_and_a_damaged_one_is_not(results, tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(cluster, "first_task", lambda *words: sent.append(words[-1]) or bytes.fromhex(EMPTY))
+    path = tmp_path / "first_task" / f"{SHORT[0].first_task_name}.pt"
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    assert run_all(Now(), SHORT[:1], tmp_path, make=returned, **WORDS) == {}
+    assert run_all(Now(), SHORT[1:], tmp_path, make=returned, **WORDS) == {}
+    assert sent == [None, bytes.fromhex(EMPTY)] == [None, path.read_bytes()]
+
+
+def test_what_this_machine_began_is_removed_when_the_result_is_there(results, tmp_path):
+    checkpoint = tmp_path / SHORT[0].name / "checkpoint.pt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"begun")
+    assert run_all(Now(), SHORT[:1], tmp_path, make=returned, **WORDS) == {} and not checkpoint.exists()
+
+
+# The command
+
+
+def test_without_a_cluster_nothing_of_dask_is_loaded():
+    words = "import sys, cldiff.__main__, cldiff.cluster; sys.exit(bool({'dask', 'distributed'} & set(sys.modules)))"
+    assert go([sys.executable, "-c", words]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--cluster", "local", "--budget", "9m"], "--budget is for one machine"),
+        (["--shared", "/tmp"], "--shared for --cluster"),
+        (["--cluster", "nonsense://1"], "no scheduler at nonsense://1"),
+    ],
+)
+def test_bad_words_are_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cldiff", "run", "smoke", "--out", str(tmp_path / "out"), *words])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(logging, "disable", lambda *_: None)
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as end:
+        main()
+    assert "\n" not in str(end.value) and not (tmp_path / "out").exists()
+
+
+def test_without_dask_the_error_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(Problem, match=r"pip install 'cldiff\[cluster\]'"):
+        cluster.run_on_dask("local", SHORT, tmp_path, **WORDS)
+
+
+LISTENERS = """
+import os, psutil, torch
+from distributed import Client
+from cldiff.cluster import _local
+
+if __name__ == "__main__":
+    with _local("cpu") as local, Client(local) as client:
+        assert set(client.nthreads().values()) == {1} and len(client.nthreads()) == psutil.cpu_count()
+        assert set(client.run(torch.get_num_threads).values()) == {1}
+        me = psutil.Process()
+        found = [c.laddr.ip for p in (me, *me.children(recursive=True)) for c in p.net_connections() if c.status == "LISTEN"]
+        print(len(found), *sorted(set(found)))
+"""
+
+
+@pytest.mark.slow
+def test_a_local_cluster_listens_on_loopback_alone_and_shares_out_the_cores(tmp_path):
+    (tmp_path / "listeners.py").write_text(LISTENERS)
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "OMP_NUM_THREADS"}
+    words = [sys.executable, str(tmp_path / "listeners.py")]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    number, *found = done.stdout.split()
+    assert int(number) >= 4 and found == ["127.0.0.1"], done.stderr
+
+
+@pytest.mark.slow
+def test_with_tls_a_command_without_a_certificate_is_refused(dask, tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout".split()
+    subprocess.run([*words, str(key), "-out", str(certificate)], check=True, capture_output=True)
+    tls = {"DASK_DISTRIBUTED__COMM__TLS__CA_FILE": str(certificate)}
+    for role in ("SCHEDULER", "WORKER", "CLIENT"):
+        tls[f"DASK_DISTRIBUTED__COMM__TLS__{role}__CERT"] = str(certificate)
+        tls[f"DASK_DISTRIBUTED__COMM__TLS__{role}__KEY"] = str(key)
+    dask.address = dask.address.replace("tcp", "tls")
+    dask.schedule("--protocol", "tls", **tls)
+    dask.work("--protocol", "tls", **tls)
+    words = command(dask.address, tmp_path / "out", "smoke", "--only", "digits-finetune")
+    done = go(words, **tls)
+    assert done.returncode == 0 and done.stdout.endswith("0 of 1 runs are left\n"), done.stderr
+    one_error(go(words), f"no scheduler at {dask.address}")
+    one_error(go(command(dask.address.replace("tls", "tcp"), tmp_path / "other")), "no scheduler at tcp://")
+
+
+@pytest.mark.slow
+def test_make_paper_on_a_local_cluster_draws_what_one_process_would(alone, tmp_path):
+    for name in ("Makefile", "pyproject.toml", "notebooks"):
+        source = TESTS.parent / name
+        shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy2(source, tmp_path / name)
+    installed = tmp_path / "venv"  # that of these tests, as one into which everything is installed
+    installed.mkdir()
+    (installed / "bin").symlink_to(Path(sys.executable).parent)
+    for stamp in (".installed", ".installed-cluster"):
+        (installed / stamp).touch()
+    environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    words = ["make", "paper", "PROFILE=smoke", "CLUSTER=local", "DEVICE=cpu", "VENV=venv"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and "dashboard: http://127.0.0.1:" in done.stdout, done.stderr
+    assert "figures/smoke is complete" in done.stdout and "make    results" not in done.stdout
+    same_results(runs("smoke"), alone(runs("smoke")), tmp_path / "results" / "smoke")
+
+
+def test_scripts_in_the_documentation_are_bash():
+    scripts = re.findall(r"```bash\n(.*?)```", (TESTS.parent / "docs" / "running.md").read_text(), re.S)
+    assert any("#SBATCH" in script for script in scripts)
+    for script in scripts:
+        assert subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True).stderr == ""
