@@ -6,6 +6,8 @@ CORES   := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESS
 JOBS    ?= $(if $(filter paper,$(PROFILE)),1,$(CORES))
 DEVICE  ?= auto
 CHECKPOINT ?= 300
+CLUSTER ?=
+SHARED  ?=
 VENV    ?= .venv
 PYTHON  ?= python3
 
@@ -21,7 +23,7 @@ export PYTHONUTF8 := 1
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX
 
-.PHONY: help setup setup-test setup-bench setup-browser paper benchmark targets test test-all test-faults check-paper verify bench lab \
+.PHONY: help setup setup-test setup-bench setup-browser setup-cluster paper benchmark targets test test-all test-faults check-paper verify bench lab \
         test-browser lint colab clean
 
 help:
@@ -46,6 +48,8 @@ help:
 	@echo 'JOBS=$(JOBS)          runs at the same time'
 	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda'
 	@echo 'CHECKPOINT=$(CHECKPOINT)  seconds of training that a kill can cost, at most'
+	@echo 'CLUSTER=$(CLUSTER)        address of a Dask scheduler whose workers make the runs, or local: docs/running.md'
+	@echo 'SHARED=$(SHARED)         folder that all workers of the cluster have, for checkpoints'
 	@echo 'VENV=$(VENV)      another environment, for example one shared between clones'
 
 setup: $(VENV)/.installed
@@ -65,9 +69,18 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
-paper: setup
+# The extra `cluster`, only where it is asked for.
+setup-cluster: $(VENV)/.installed-cluster
+
+$(VENV)/.installed-cluster: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[cluster]'
+	@touch $@
+
+# With CLUSTER its workers make the runs, and this machine draws: their first tasks and results are then files that are there.
+paper: setup $(if $(CLUSTER),setup-cluster)
 	@[ "$(JOBS)" -ge 1 ] 2>/dev/null || { echo 'error: JOBS=$(JOBS): expected an integer of at least 1' >&2; exit 1; }
-	@$(BIN)/python -m cldiff plan $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --checkpoint $(CHECKPOINT)
+	@$(BIN)/python -m cldiff plan $(PROFILE) --seeds $(SEEDS) --checkpoint $(CHECKPOINT) $(if $(CLUSTER),,--device $(DEVICE))
+	$(if $(CLUSTER),@$(BIN)/python -m cldiff run $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --cluster '$(CLUSTER)' $(if $(SHARED),--shared '$(SHARED)'))
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
 
 benchmark:

@@ -57,12 +57,14 @@ def make(words: argparse.Namespace) -> None:
 
 
 def run(words: argparse.Namespace) -> None:
-    """make the runs of a profile that are not there yet, one after the other, without Jupyter"""
-    from .study import results_folder, runs
+    """make the runs of a profile that are not there yet, one after the other or on a cluster, without Jupyter"""
+    from .study import planned, results_folder, runs
     from .train import pick_device
-    from .work import run_pending
+    from .work import left, run_pending
 
-    pick_device(words.device)
+    pick_device("auto" if words.cluster else words.device)  # a cluster's workers may have what this machine lacks
+    if words.cluster and words.budget or words.shared and not words.cluster:
+        raise ValueError("--budget is for one machine, --shared for --cluster: leave it out")
     budget = seconds(words.budget) if words.budget else math.inf
     total = len(runs(words.profile, words.seeds, words.only))
     if not total:
@@ -70,7 +72,18 @@ def run(words: argparse.Namespace) -> None:
             f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list {words.profile}` names them"
         )
     out = words.out or results_folder(words.profile)
-    rest = run_pending(words.profile, words.seeds, words.only, out, words.device, words.data, budget)
+    if words.cluster:
+        from .cluster import run_on_dask
+
+        chosen = planned(words.profile, words.seeds, words.only)
+        failed = run_on_dask(words.cluster, chosen, out, words.shared, device=words.device, data=words.data)
+        for name, why in failed.items():
+            print(f"{name}: {why}", file=sys.stderr)
+        if failed:
+            raise Problem(f"{len(failed)} of {total} runs failed, as said above; the same command tries them again")
+        rest = left(words.profile, words.seeds, words.only, out)
+    else:
+        rest = run_pending(words.profile, words.seeds, words.only, out, words.device, words.data, budget)
     print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else ""))
 
 
@@ -145,6 +158,8 @@ def parser() -> Parser:
             "--only": dict(default="", help="only the runs whose name starts so"),
             "--budget": dict(help="stop before this much time is over: 90s, 9m, 2h; called again, it continues"),
             "--out": dict(type=Path, help="folder of results (default results/PROFILE)"),
+            "--cluster": dict(help="address of a Dask scheduler, or local: the runs go to its workers"),
+            "--shared": dict(type=Path, help="folder that all workers of the cluster have, for checkpoints"),
             "--data": dict(default="data", help="folder of data sets (default data)"),
         }
         for name in arguments:
@@ -154,7 +169,7 @@ def parser() -> Parser:
     command(list_runs, "profile", "--seeds")
     command(plan, "profile", "--seeds", "--device", "--checkpoint")
     command(make, "profile", "target")
-    command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data")
+    command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data", "--cluster", "--shared")
     command(accept, "profile")
     command(features, "dataset", "--data")
     command(verify, "results", "--data")
@@ -165,8 +180,10 @@ def parser() -> Parser:
 
 def main() -> None:
     words = parser().parse_args()
-    if words.function is make:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a kernel ends with this process
+    if words.function is make or getattr(words, "cluster", None):
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # as Ctrl-C: kernels and workers end with this process
     try:
         words.function(words)
     except (Problem, ValueError, TypeError, KeyError, OSError) as error:
