@@ -147,5 +147,11 @@ def _stand_in(path: Path | str) -> str:
 
 def claim(folder: Path, wait: bool = True) -> AcquireReturnProxy:
     """The lock of a run, to be held while it is trained, measured and saved; it ends with its process. Raises Timeout
-    if another process holds it and wait is False."""
-    return locked(folder.parent / "locks" / f"{folder.name}.lock", -1 if wait else 0)
+    if another process holds it and wait is False, Problem if it is another user's."""
+    path = folder.parent / "locks" / f"{folder.name}.lock"
+    try:
+        return locked(path, -1 if wait else 0)
+    except PermissionError as error:
+        raise Problem(
+            f"{path} cannot be written to ({error.strerror}): expected a folder of results of your own"
+        ) from None

@@ -172,6 +172,15 @@ def test_without_locks_a_file_stands_in_and_that_of_a_killed_process_holds_nobod
         )
 
 
+def test_a_lock_of_another_user_is_one_line_that_says_what_to_do(tmp_path, monkeypatch):
+    def locked(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(files, "locked", locked)
+    with pytest.raises(Problem, match="locks/a.lock cannot be written to .Permission denied.: expected a folder of"):
+        files.claim(tmp_path / "a")
+
+
 def test_an_error_that_somebody_keeps_holds_no_lock(tmp_path):
     """As Jupyter keeps the last one, whose frames keep the lock: the cell that is run again would wait for itself."""
 
