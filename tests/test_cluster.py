@@ -556,7 +556,9 @@ def test_make_paper_on_a_local_cluster_draws_what_one_process_would(alone, tmp_p
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy2(source, tmp_path / name)
     installed = tmp_path / "venv"  # that of these tests, as one into which everything is installed
     installed.mkdir()
-    (installed / "bin").symlink_to(Path(sys.executable).parent)
+    for path in Path(sys.prefix).iterdir():
+        if path.suffix == ".cfg" or path.is_dir():
+            (installed / path.name).symlink_to(path)
     for stamp in (".installed", ".installed-cluster"):
         (installed / stamp).touch()
     environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
