@@ -1,7 +1,8 @@
 # make paper trains, measures and draws everything; make help lists the rest.
 PROFILE ?= digits
 SEEDS   ?= 1
-CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# Those that a job may use, not all of the machine's.
+CORES   := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS    ?= $(if $(filter paper,$(PROFILE)),1,$(CORES))
 DEVICE  ?= auto
 CHECKPOINT ?= 300
@@ -96,14 +97,14 @@ PAGE := $(PAPER:.ipynb=.html)
 endif
 
 targets: $(FIGURES) $(PAGE)
-	@echo 'figures/$(PROFILE) is complete'
+	@echo 'figures/$(PROFILE) is complete' || :
 
 $(FIGURES): $(RUNS)
 $(PAPER): $(FIGURES)
 $(PAGE): $(PAPER)
 
 $(FIRST_TASKS) $(RUNS) $(FIGURES) $(PAPER) $(PAGE):
-	@echo 'make    $(patsubst %/result.json,%,$@)'
+	@echo 'make    $(patsubst %/result.json,%,$@)' || :
 	@$(BIN)/python -m cldiff make $(PROFILE) $@
 
 test: setup-test
@@ -142,7 +143,7 @@ bench: setup-bench
 
 # On this machine only and with a token, as Jupyter does by default.
 lab: setup
-	cd notebooks && env -u OMP_NUM_THREADS $(BIN)/jupyter lab tutorial_1.ipynb $(LAB_OPTIONS)
+	cd ./notebooks && env -u OMP_NUM_THREADS $(BIN)/jupyter lab start.ipynb $(LAB_OPTIONS)
 
 setup-browser: $(VENV)/.installed-browser
 

@@ -3,9 +3,12 @@
 import argparse
 import logging
 import math
+import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from .errors import Problem
 
@@ -65,7 +68,9 @@ def run(words: argparse.Namespace) -> None:
     budget = seconds(words.budget) if words.budget else math.inf
     total = len(runs(words.profile, words.seeds, words.only))
     if not total:
-        raise ValueError(f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list` names them")
+        raise ValueError(
+            f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list {words.profile}` names them"
+        )
     out = words.out or results_folder(words.profile)
     if words.cluster:
         from .cluster import run_on_dask
@@ -121,6 +126,13 @@ def colab(words: argparse.Namespace) -> None:
     write_all()
 
 
+def readme(words: argparse.Namespace) -> None:
+    """write the parts of README.md and docs/protocol.md that follow from results and code"""
+    from .report.readme import write_all
+
+    write_all()
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         sys.exit(f"error: {' '.join(message.split())}")  # one line, without the usage
@@ -162,6 +174,7 @@ def parser() -> Parser:
     command(features, "dataset", "--data")
     command(verify, "results", "--data")
     command(colab)
+    command(readme)
     return top
 
 
@@ -180,5 +193,25 @@ def main() -> None:
         sys.exit("stopped: the same command again continues from the last checkpoint")
 
 
+class Spoken:
+    """stderr, to which nobody need listen: a closed pipe, a terminal that is gone or a full disk below a log stop no
+    run."""
+
+    def __init__(self, stream: TextIO | None):  # None where it was closed
+        self.stream = stream or open(os.devnull, "w")
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
 if __name__ == "__main__":
+    sys.stderr = Spoken(sys.stderr)
     main()
