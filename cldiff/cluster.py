@@ -143,12 +143,9 @@ def run_all(
     with ThreadPoolExecutor(WRITERS) as disk, tqdm(total=total, unit="run", desc=str(out)) as bar:
         try:
             for path, runs in groups.items():
-                found = path.read_bytes() if path.exists() else b""
-                expect(
-                    workers.submit(first_task, runs[0], *asked, found if is_first_task(found) else None),
-                    first_is_there,
-                    runs,
-                )
+                found = path.read_bytes() if path.exists() else None
+                found = found if is_first_task(found) else None
+                expect(workers.submit(first_task, runs[0], *asked, found), first_is_there, runs)
             while pending:
                 if time.monotonic() > shown + 1:
                     shown = time.monotonic()
