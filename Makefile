@@ -14,6 +14,8 @@ PYTHON  ?= python3
 # Not abspath, which takes a path with spaces for several.
 BIN := "$(if $(filter /%,$(firstword $(VENV))),$(VENV),$(CURDIR)/$(VENV))/bin"
 PLAN := results/$(PROFILE)
+# uv where there is one: it downloads and unpacks at the same time.
+INSTALL = $(if $(shell command -v uv 2>/dev/null),uv pip install --python $(BIN)/python,$(BIN)/python -m pip install) --quiet --editable
 
 # The cores are shared out between the runs that go on at the same time.
 export OMP_NUM_THREADS := $(shell [ "$(JOBS)" -ge 1 ] 2>/dev/null && [ "$(JOBS)" -le $(CORES) ] && echo $$(( $(CORES) / $(JOBS) )) || echo 1)
@@ -61,20 +63,20 @@ $(VENV)/.installed: pyproject.toml
 	  echo 'error: $(PYTHON) cannot make a virtual environment: expected Python 3.10 or later with ensurepip; on Debian' \
 	    'install python3-venv, or set PYTHON= to another one, or VENV= to an environment that is there' >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(INSTALL) .
 	@touch $@
 
 setup-test: $(VENV)/.installed-test
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(INSTALL) '.[test]'
 	@touch $@
 
 # The extra `cluster`, only where it is asked for.
 setup-cluster: $(VENV)/.installed-cluster
 
 $(VENV)/.installed-cluster: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[cluster]'
+	$(INSTALL) '.[cluster]'
 	@touch $@
 
 # With CLUSTER its workers make the runs, and this machine draws: their first tasks and results are then files that are there.
@@ -134,7 +136,7 @@ verify: setup
 setup-bench: $(VENV)/.installed-bench
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(INSTALL) '.[bench]'
 	@touch $@
 
 # All cores, and the profile that fits the machine unless PROFILE is given.
@@ -150,7 +152,7 @@ setup-browser: $(VENV)/.installed-browser
 
 # Debian's chromium where there is one; playwright's own needs a download from its makers.
 $(VENV)/.installed-browser: $(VENV)/.installed-test
-	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(INSTALL) '.[browser]'
 	@command -v chromium >/dev/null \
 	  || { [ "$$(id -u)" = 0 ] && grep -qs '^ID=debian' /etc/os-release \
 	       && apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } \

@@ -647,6 +647,11 @@ def test_pip_is_asked_for_the_environment_alone_and_paths_may_have_spaces(tmp_pa
     done = make(clone, "setup", PIP_USER="1", PIP_TARGET="/elsewhere")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"{python} -m pip install --quiet --editable . user=0 target="
+    (clone / ".venv" / ".installed").unlink()
+    (tmp_path / "uv").write_text('#!/bin/sh\necho "uv $*"\n')
+    (tmp_path / "uv").chmod(0o755)
+    done = make(clone, "setup", PATH=f"{tmp_path}:{os.environ['PATH']}")  # uv, where there is one
+    assert done.stdout.splitlines()[-1] == f"uv pip install --python {python} --quiet --editable ."
 
 
 @pytest.mark.slow
