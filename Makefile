@@ -30,6 +30,7 @@ unexport PIP_TARGET PIP_PREFIX
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
+	@echo 'make setup-cluster  the extra that CLUSTER= needs, and its workers'
 	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
 	@echo 'make benchmark  every method of the field, with its price: PROFILE=benchmark-digits of make paper'
 	@echo 'make lab      open the notebooks in JupyterLab'

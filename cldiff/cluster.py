@@ -143,12 +143,9 @@ def run_all(
     with ThreadPoolExecutor(WRITERS) as disk, tqdm(total=total, unit="run", desc=str(out)) as bar:
         try:
             for path, runs in groups.items():
-                found = path.read_bytes() if path.exists() else b""
-                expect(
-                    workers.submit(first_task, runs[0], *asked, found if is_first_task(found) else None),
-                    first_is_there,
-                    runs,
-                )
+                found = path.read_bytes() if path.exists() else None
+                found = found if is_first_task(found) else None
+                expect(workers.submit(first_task, runs[0], *asked, found), first_is_there, runs)
             while pending:
                 if time.monotonic() > shown + 1:
                     shown = time.monotonic()
@@ -210,7 +207,7 @@ def _keep_first(path: Path, content: object) -> None:
 def run_on_dask(address: str, runs: list[Run], out: Path, shared: Path | None = None, **words: str) -> dict[str, str]:
     """run_all() on the cluster of the scheduler at this address, or, where it is "local", on one of this machine."""
     try:
-        from distributed import Client
+        from distributed import Client, Security
         from distributed.comm import get_address_host
     except ImportError:
         raise Problem("no Dask: expected the extra `cluster` of cldiff, pip install 'cldiff[cluster]'") from None
@@ -218,7 +215,10 @@ def run_on_dask(address: str, runs: list[Run], out: Path, shared: Path | None = 
     warnings.filterwarnings("ignore", "Sending large graph")  # a first task that is here already
     with _local(words["device"]) if address == "local" else nullcontext(address) as cluster:
         try:
-            get_address_host(address) if cluster is address else None  # a Client is slow to tell, and to end
+            if cluster is address:  # looked at first: a Client that cannot begin takes long to end
+                get_address_host(address)
+                if address.startswith("tls:") and not Security().get_connection_args("client")["ssl_context"]:
+                    raise ValueError("no certificate in Dask's configuration")
             client = Client(cluster, timeout=10, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             raise Problem(

@@ -13,16 +13,16 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from conftest import tiny
 from distributed import Client
-from test_headless import contents
+from test_headless import BITS, contents
 
-from cldiff import cluster
+from cldiff import cluster, worker
 from cldiff.__main__ import main
 from cldiff.cluster import run_all
 from cldiff.errors import Problem
@@ -187,11 +187,12 @@ def test_the_smoke_profile_with_a_worker_killed_in_the_middle_equals_one_process
 
 
 @pytest.mark.slow
-def test_with_a_shared_folder_another_worker_continues_where_a_killed_one_was(dask, alone, tmp_path):
+@pytest.mark.parametrize("shared", ["shared", "out"])
+def test_with_a_shared_folder_another_worker_continues_where_a_killed_one_was(dask, alone, tmp_path, shared):
     dask.schedule()
     workers = {process.pid: process for process in (dask.work(), dask.work())}
     asked = [tiny("finetune", steps=40)]
-    checkpoint = tmp_path / "shared" / asked[0].name / "checkpoint.pt"
+    checkpoint = tmp_path / shared / asked[0].name / "checkpoint.pt"
 
     def wait_and_kill():
         until(checkpoint.exists)
@@ -200,7 +201,7 @@ def test_with_a_shared_folder_another_worker_continues_where_a_killed_one_was(da
     with dask.client(2) as client:
         thread = threading.Thread(target=wait_and_kill)
         thread.start()
-        assert run_all(client, asked, tmp_path / "out", tmp_path / "shared", make=logged, **WORDS) == {}
+        assert run_all(client, asked, tmp_path / "out", tmp_path / shared, make=logged, **WORDS) == {}
         thread.join()
     assert [found for _, _, found in dask.begun()] == ["False", "True"]
     same_results(asked, alone(asked), tmp_path / "out")
@@ -247,7 +248,28 @@ def test_ctrl_c_leaves_the_cluster_clean(dask, tmp_path):
         assert run_all(client, SHORT[:1], tmp_path / "out", **WORDS) == {}
 
 
+@pytest.mark.slow
+def test_two_commands_that_ask_for_the_same_runs_make_them_once(dask, alone, tmp_path):
+    dask.schedule().work()
+    outs = tmp_path / "one", tmp_path / "other"
+    with dask.client(1) as one, dask.client(1) as other, ThreadPoolExecutor(2) as both:
+        for found in both.map(lambda c, out: run_all(c, SHORT, out, make=logged, **WORDS), (one, other), outs):
+            assert found == {}
+    assert sorted(name for _, name, _ in dask.begun()) == sorted(run.name for run in SHORT)
+    for out in outs:
+        same_results(SHORT, alone(SHORT), out)
+
+
 # Workers that differ
+
+
+@pytest.mark.slow
+def test_where_a_worker_offers_a_gpu_runs_go_there_alone(dask, tmp_path):
+    dask.schedule().work()
+    with_gpu = dask.work("--resources", "GPU=1")
+    with dask.client(2) as client:
+        assert run_all(client, SHORT, tmp_path / "out", make=logged, **WORDS) == {}
+    assert {int(pid) for pid, *_ in dask.begun()} == {with_gpu.pid}
 
 
 def another(folder: Path, old: str, new: str) -> str:
@@ -364,7 +386,24 @@ def test_a_worker_that_forges_a_file_name_writes_nothing(dask, tmp_path):
     assert {path.parent.name for path in out.glob("*/result.json")} == {SHORT[0].name, SHORT[2].name}
 
 
+def test_a_run_begins_with_the_first_task_that_it_is_given(honest, monkeypatch):
+    def made(*words, **how):
+        return make_run(*words, progress=lambda step: tasks.add(step.task), **how)
+
+    words, tasks = (vars(SHORT[0]), VERSIONS, None, WORDS), set()
+    first = first_task(*words)
+    monkeypatch.setattr(worker, "make_run", made)
+    found = whole_run(*words, first)
+    assert tasks == {1, 2, 3, 4} and all(found[name] == honest[name] for name in BITS)
+
+
 # Any executor
+
+
+def test_threads_of_one_process_take_turns(alone, tmp_path):
+    with ThreadPoolExecutor(2) as pool:
+        assert run_all(pool, SHORT, tmp_path / "out", **WORDS) == {}
+    same_results(SHORT, alone(SHORT), tmp_path / "out")
 
 
 @pytest.fixture(scope="module")
@@ -407,9 +446,15 @@ def test_an_executor_whose_processes_die_is_one_line(tmp_path):
 class Now(Executor):
     """Does at once what it is asked for."""
 
-    def submit(self, function, *words):
+    def __init__(self, never: str = ""):
+        self.never, self.waiting = never, []  # a method whose runs do not come back
+
+    def submit(self, function, run, *words):
         future = Future()
-        future.set_result(function(*words))
+        if run["method"] == self.never:
+            self.waiting.append(future)
+        else:
+            future.set_result(function(run, *words))
         return future
 
 
@@ -437,8 +482,10 @@ def test_a_disk_that_is_full_here_stops_everything(results, tmp_path, monkeypatc
         return write_atomically(path, write)
 
     monkeypatch.setattr(cluster, "write_atomically", full)
+    pool = Now(never="l2")
     with pytest.raises(OSError, match="No space left"):
-        run_all(Now(), SHORT, tmp_path, make=returned, **WORDS)
+        run_all(pool, SHORT, tmp_path, make=returned, **WORDS)
+    assert [future.cancelled() for future in pool.waiting] == [True]
     assert not list(tmp_path.glob("*/result.json"))
 
 
@@ -556,7 +603,9 @@ def test_make_paper_on_a_local_cluster_draws_what_one_process_would(alone, tmp_p
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy2(source, tmp_path / name)
     installed = tmp_path / "venv"  # that of these tests, as one into which everything is installed
     installed.mkdir()
-    (installed / "bin").symlink_to(Path(sys.executable).parent)
+    for path in Path(sys.prefix).iterdir():
+        if path.suffix == ".cfg" or path.is_dir():
+            (installed / path.name).symlink_to(path)
     for stamp in (".installed", ".installed-cluster"):
         (installed / stamp).touch()
     environment = {k: v for k, v in ENVIRONMENT.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
