@@ -400,6 +400,7 @@ def test_a_run_begins_with_the_first_task_that_it_is_given(honest, monkeypatch):
 # Any executor
 
 
+@pytest.mark.slow
 def test_threads_of_one_process_take_turns(alone, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         assert run_all(pool, SHORT, tmp_path / "out", **WORDS) == {}
