@@ -4,20 +4,12 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import same, tiny, weights
+from conftest import OPTIONS, same, tiny, weights
 from pretended import Generator, Mixed, Waits, gpu
 
-from cldiff.diffusion import Diffusion
-from cldiff.features import LeNet
-from cldiff.learner import Learner
 from cldiff.measure import Measurer
 from cldiff.methods import METHODS
 from cldiff.train import CHECKPOINT, train
-
-OPTIONS = {  # few images, and what happens in some steps in each
-    **dict.fromkeys(("ewc", "mas", "rank1", "rank1_distillation"), {"images": 2}),
-    "self_tuned": {"every": 1},
-}
 
 
 def outcome(run, tasks, device="cpu"):
@@ -28,40 +20,13 @@ def outcome(run, tasks, device="cpu"):
     return weights(step.learner), step.learner.record
 
 
-@pytest.fixture
-def quiet(monkeypatch):
-    """Waiting is an error within a step, in sampling, in the bound, in losses and in features; but for a task's first
-    step, where methods gather what they need."""
-
-    def pretended(watched):
-        def hold(owner, name, when=lambda self: True):
-            real = getattr(owner, name)
-
-            def held(self, *words, **named):
-                before, watched.quiet = watched.quiet, watched.quiet or when(self)
-                try:
-                    return real(self, *words, **named)
-                finally:
-                    watched.quiet = before
-
-            monkeypatch.setattr(owner, name, held)
-
-        hold(Learner, "update", lambda learner: learner.step > 0)
-        hold(Learner, "sample")
-        hold(Diffusion, "bounds")
-        hold(Diffusion, "losses")
-        hold(LeNet, "features")
-
-    return pretended
-
-
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_on_a_gpu_is_the_run_on_a_cpu_and_no_step_waits(method, three, quiet):
+def test_a_run_on_a_gpu_is_the_run_on_a_cpu_and_no_step_waits(method, three, within):
     two = three[:2]
     run = tiny(method, steps=2, options=OPTIONS.get(method, {}))
     expected, recorded = outcome(run, two)
     with gpu() as watched:
-        quiet(watched)
+        within(lambda quiet: setattr(watched, "quiet", quiet))
         found, record = outcome(run, two, "cuda")
     assert same(found, expected)
     assert all(map(torch.equal, record.pop("samples"), recorded.pop("samples")))
