@@ -1,12 +1,17 @@
 """The GPU path on a machine without one: whole runs on a GPU that is pretended (pretended.py)."""
 
+from contextlib import nullcontext
+
 import pandas as pd
 import pytest
+import test_gpu
 import torch
 import torch.nn.functional as F
 from conftest import OPTIONS, same, tiny, weights
 from pretended import Generator, Mixed, Waits, gpu
+from test_gpu import same_numbers  # noqa: F401
 
+from cldiff.diffusion import Diffusion
 from cldiff.measure import Measurer
 from cldiff.methods import METHODS
 from cldiff.train import CHECKPOINT, train
@@ -124,3 +129,26 @@ def test_the_pretended_gpu_lets_pass_what_a_gpu_does_by_itself(words):
         assert x.cpu().device.type == "cpu"
         with pytest.raises(TypeError, match="numpy"):
             x.numpy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", (0.0, 0.05))
+@pytest.mark.parametrize("method", ("finetune", "lwf", "separate"))
+def test_what_is_asked_of_a_real_gpu_is_right_of_a_right_one_and_wrong_of_a_wrong_one(
+    method, wrong, three, monkeypatch, request
+):
+    page = lambda title, **found: None  # noqa: E731
+    noised = Diffusion.noised
+    monkeypatch.setattr(
+        Diffusion, "noised", lambda self, *words: noised(self, *words) + wrong * (self.device.type == "cuda")
+    )
+    with gpu():
+        request.getfixturevalue("same_numbers")
+        fails = pytest.raises(AssertionError) if wrong else nullcontext()
+        with fails:
+            test_gpu.test_a_step_and_a_new_task_are_those_of_a_cpu(method, three, torch.device("cuda"), None, page)
+        if method == "finetune":
+            with fails:
+                test_gpu.test_samples_bounds_losses_and_scores_are_those_of_a_cpu(
+                    three, torch.device("cuda"), None, page
+                )
