@@ -1,11 +1,14 @@
 # make paper trains, measures and draws everything; make help lists the rest.
 PROFILE ?= digits
 SEEDS   ?= 1
-CORES   := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+# Those that a job may use, not all of the machine's.
+CORES   := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS    ?= $(if $(filter paper,$(PROFILE)),1,$(CORES))
 DEVICE  ?= auto
 CHECKPOINT ?= 300
 BUDGET  ?= 1h
+CLUSTER ?=
+SHARED  ?=
 VENV    ?= .venv
 PYTHON  ?= python3
 
@@ -21,8 +24,8 @@ export PYTHONUTF8 := 1
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX
 
-.PHONY: help setup setup-test setup-bench setup-browser paper benchmark targets test test-all test-faults check-paper verify bench gpu-day lab \
-        test-browser lint colab clean
+.PHONY: help setup setup-test setup-bench setup-browser setup-cluster paper benchmark targets test test-all test-faults check-paper verify bench \
+        gpu-day lab test-browser lint colab clean
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
@@ -47,6 +50,8 @@ help:
 	@echo 'JOBS=$(JOBS)          runs at the same time'
 	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda; of make test: cuda or cpu is tested, instead of the rest'
 	@echo 'CHECKPOINT=$(CHECKPOINT)  seconds of training that a kill can cost, at most'
+	@echo 'CLUSTER=$(CLUSTER)        address of a Dask scheduler whose workers make the runs, or local: docs/running.md'
+	@echo 'SHARED=$(SHARED)         folder that all workers of the cluster have, for checkpoints'
 	@echo 'VENV=$(VENV)      another environment, for example one shared between clones'
 
 setup: $(VENV)/.installed
@@ -66,9 +71,18 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	@touch $@
 
-paper: setup
+# The extra `cluster`, only where it is asked for.
+setup-cluster: $(VENV)/.installed-cluster
+
+$(VENV)/.installed-cluster: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[cluster]'
+	@touch $@
+
+# With CLUSTER its workers make the runs, and this machine draws: their first tasks and results are then files that are there.
+paper: setup $(if $(CLUSTER),setup-cluster)
 	@[ "$(JOBS)" -ge 1 ] 2>/dev/null || { echo 'error: JOBS=$(JOBS): expected an integer of at least 1' >&2; exit 1; }
-	@$(BIN)/python -m cldiff plan $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --checkpoint $(CHECKPOINT)
+	@$(BIN)/python -m cldiff plan $(PROFILE) --seeds $(SEEDS) --checkpoint $(CHECKPOINT) $(if $(CLUSTER),,--device $(DEVICE))
+	$(if $(CLUSTER),@$(BIN)/python -m cldiff run $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --cluster '$(CLUSTER)' $(if $(SHARED),--shared '$(SHARED)'))
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
 
 benchmark:
@@ -85,14 +99,14 @@ PAGE := $(PAPER:.ipynb=.html)
 endif
 
 targets: $(FIGURES) $(PAGE)
-	@echo 'figures/$(PROFILE) is complete'
+	@echo 'figures/$(PROFILE) is complete' || :
 
 $(FIGURES): $(RUNS)
 $(PAPER): $(FIGURES)
 $(PAGE): $(PAPER)
 
 $(FIRST_TASKS) $(RUNS) $(FIGURES) $(PAPER) $(PAGE):
-	@echo 'make    $(patsubst %/result.json,%,$@)'
+	@echo 'make    $(patsubst %/result.json,%,$@)' || :
 	@$(BIN)/python -m cldiff make $(PROFILE) $@
 
 # On a device that is named: what can be asked of a real one alone.
@@ -132,7 +146,7 @@ bench: setup-bench
 
 # On this machine only and with a token, as Jupyter does by default.
 lab: setup
-	cd notebooks && env -u OMP_NUM_THREADS $(BIN)/jupyter lab tutorial_1.ipynb $(LAB_OPTIONS)
+	cd ./notebooks && env -u OMP_NUM_THREADS $(BIN)/jupyter lab start.ipynb $(LAB_OPTIONS)
 
 gpu-day: setup-test setup-bench
 	env -u OMP_NUM_THREADS $(BIN)/python tests/gpu_day.py --budget $(BUDGET) $(if $(filter command environment,$(origin PROFILE)),--profile $(PROFILE))

@@ -3,9 +3,12 @@
 import argparse
 import logging
 import math
+import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from .errors import Problem
 
@@ -54,18 +57,33 @@ def make(words: argparse.Namespace) -> None:
 
 
 def run(words: argparse.Namespace) -> None:
-    """make the runs of a profile that are not there yet, one after the other, without Jupyter"""
-    from .study import results_folder, runs
+    """make the runs of a profile that are not there yet, one after the other or on a cluster, without Jupyter"""
+    from .study import planned, results_folder, runs
     from .train import pick_device
-    from .work import run_pending
+    from .work import left, run_pending
 
-    pick_device(words.device)
+    pick_device("auto" if words.cluster else words.device)  # a cluster's workers may have what this machine lacks
+    if words.cluster and words.budget or words.shared and not words.cluster:
+        raise ValueError("--budget is for one machine, --shared for --cluster: leave it out")
     budget = seconds(words.budget) if words.budget else math.inf
     total = len(runs(words.profile, words.seeds, words.only))
     if not total:
-        raise ValueError(f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list` names them")
+        raise ValueError(
+            f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list {words.profile}` names them"
+        )
     out = words.out or results_folder(words.profile)
-    rest = run_pending(words.profile, words.seeds, words.only, out, words.device, words.data, budget)
+    if words.cluster:
+        from .cluster import run_on_dask
+
+        chosen = planned(words.profile, words.seeds, words.only)
+        failed = run_on_dask(words.cluster, chosen, out, words.shared, device=words.device, data=words.data)
+        for name, why in failed.items():
+            print(f"{name}: {why}", file=sys.stderr)
+        if failed:
+            raise Problem(f"{len(failed)} of {total} runs failed, as said above; the same command tries them again")
+        rest = left(words.profile, words.seeds, words.only, out)
+    else:
+        rest = run_pending(words.profile, words.seeds, words.only, out, words.device, words.data, budget)
     print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else ""))
 
 
@@ -108,6 +126,13 @@ def colab(words: argparse.Namespace) -> None:
     write_all()
 
 
+def readme(words: argparse.Namespace) -> None:
+    """write the parts of README.md and docs/protocol.md that follow from results and code"""
+    from .report.readme import write_all
+
+    write_all()
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         sys.exit(f"error: {' '.join(message.split())}")  # one line, without the usage
@@ -133,6 +158,8 @@ def parser() -> Parser:
             "--only": dict(default="", help="only the runs whose name starts so"),
             "--budget": dict(help="stop before this much time is over: 90s, 9m, 2h; called again, it continues"),
             "--out": dict(type=Path, help="folder of results (default results/PROFILE)"),
+            "--cluster": dict(help="address of a Dask scheduler, or local: the runs go to its workers"),
+            "--shared": dict(type=Path, help="folder that all workers of the cluster have, for checkpoints"),
             "--data": dict(default="data", help="folder of data sets (default data)"),
         }
         for name in arguments:
@@ -142,18 +169,21 @@ def parser() -> Parser:
     command(list_runs, "profile", "--seeds")
     command(plan, "profile", "--seeds", "--device", "--checkpoint")
     command(make, "profile", "target")
-    command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data")
+    command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data", "--cluster", "--shared")
     command(accept, "profile")
     command(features, "dataset", "--data")
     command(verify, "results", "--data")
     command(colab)
+    command(readme)
     return top
 
 
 def main() -> None:
     words = parser().parse_args()
-    if words.function is make:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: a kernel ends with this process
+    if words.function is make or getattr(words, "cluster", None):
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # as Ctrl-C: kernels and workers end with this process
     try:
         words.function(words)
     except (Problem, ValueError, TypeError, KeyError, OSError) as error:
@@ -163,5 +193,25 @@ def main() -> None:
         sys.exit("stopped: the same command again continues from the last checkpoint")
 
 
+class Spoken:
+    """stderr, to which nobody need listen: a closed pipe, a terminal that is gone or a full disk below a log stop no
+    run."""
+
+    def __init__(self, stream: TextIO | None):  # None where it was closed
+        self.stream = stream or open(os.devnull, "w")
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+
 if __name__ == "__main__":
+    sys.stderr = Spoken(sys.stderr)
     main()

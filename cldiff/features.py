@@ -1,7 +1,6 @@
 """Feature extractors: what FID compares, and what task accuracy asks."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import Problem
-from .files import Damaged, file_sha256, load_tensors, locked, save_tensors, write_atomically
+from .files import Damaged, answered, file_sha256, load_tensors, locked, save_tensors, write_atomically
 from .tasks import Split, Task, to_model
 
 LENETS = Path(__file__).parent / "lenet"  # trained once and kept with the package: numbers of two machines compare
@@ -84,7 +83,8 @@ def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Ext
         if not path.exists():  # where it is, the folder may be somebody's, to be read only
             with locked(path.with_suffix(".lock")), TemporaryDirectory(dir=cache) as unfinished:
                 if not path.exists():  # another process may have had it downloaded
-                    check_download_inception(unfinished)
+                    with answered():
+                        check_download_inception(unfinished)
                     if file_sha256(Path(unfinished) / INCEPTION) != INCEPTION_SHA256:
                         raise OSError("not the file that was expected")
                     (Path(unfinished) / INCEPTION).replace(path)
@@ -142,9 +142,11 @@ def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) ->
     images = hashlib.sha256(b"".join(task.train.images.numpy().tobytes() for task in tasks)).hexdigest()
     path = Path(cache) / f"features-{extractor.name}-{extractor.sha256[:8]}-{images[:8]}.pt"
     if not path.exists():
-        if not os.access(cache, os.W_OK):  # somebody's folder of data: they are computed by each run
+        try:
+            lock = locked(path.with_suffix(".lock"))
+        except OSError:  # somebody's folder of data: they are computed by each run
             return compute()
-        with locked(path.with_suffix(".lock")):  # runs that start together: one computes them, the others wait
+        with lock:  # runs that start together: one computes them, the others wait
             if not path.exists():
                 save_tensors(path, compute())
     try:

@@ -4,18 +4,20 @@ import fcntl
 import hashlib
 import io
 import os
+import socket
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from filelock import BaseFileLock, FileLock, SoftFileLock
+from filelock import AcquireReturnProxy, FileLock, SoftFileLock
 
 from .errors import Problem
 
+ANSWER = 60  # seconds that a server may take for each piece of a download
 NOT_OFFERED = (EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP)  # how a file system says that it does not have what is asked for
 
 
@@ -27,10 +29,11 @@ def make_folder(folder: Path) -> None:
     """Makes a folder that can be written to. Raises Problem where that cannot be had."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(
+            dir=folder
+        ).close()  # os.access errs both ways on file systems with lists of rights, such as NFS 4
     except OSError as error:
-        raise Problem(f"{folder} cannot be made ({error.strerror}): expected a folder that can be written to") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise Problem(f"{folder} cannot be written to: expected a folder of your own")
+        raise Problem(f"{folder} cannot be written to ({error.strerror}): expected a folder of your own") from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -54,6 +57,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
                 os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """A server that says nothing ends the downloads of other libraries, which would wait for ever, with an OSError."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(ANSWER)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def file_sha256(path: Path) -> str:
@@ -98,13 +112,15 @@ def foreign(path: Path, error: Exception) -> Problem:
     return Problem(f"{path} is whole, and not what belongs there ({cause}): move it away, and run again")
 
 
-def locked(path: Path, wait: float = -1) -> BaseFileLock:
-    """A lock that is held, until it is left or released or the process ends. Raises Timeout if another process holds it
-    for so many seconds (-1: waits for ever)."""
+def locked(path: Path, wait: float = -1) -> AcquireReturnProxy:
+    """A lock that is held, until it is left (`with`), forgotten, or the process ends. Raises Timeout if another process
+    holds it for so many seconds (-1: waits for ever)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=wait) if _has_locks(path.parent) else SoftFileLock(_stand_in(path), timeout=wait)
-    lock.acquire()
-    return lock
+    if _has_locks(path.parent):
+        lock = FileLock(path, timeout=wait)
+    else:  # its first try only removes what a killed process left: there is time for another one
+        lock = SoftFileLock(_stand_in(path), timeout=wait if wait < 0 else max(wait, 0.5))
+    return lock.acquire()  # `with` acquires a lock itself once more: an error that Jupyter keeps would go on to hold it
 
 
 @cache  # said once
@@ -129,7 +145,7 @@ def _stand_in(path: Path | str) -> str:
     return f"{path}ed"
 
 
-def claim(folder: Path, wait: bool = True) -> BaseFileLock:
+def claim(folder: Path, wait: bool = True) -> AcquireReturnProxy:
     """The lock of a run, to be held while it is trained, measured and saved; it ends with its process. Raises Timeout
     if another process holds it and wait is False."""
     return locked(folder.parent / "locks" / f"{folder.name}.lock", -1 if wait else 0)

@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from functools import lru_cache, partial
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +46,11 @@ def read_result(folder: Path) -> dict:
         for name in FILES[:-1]:
             if not is_whole(folder / name, result["sha256"][name]):
                 raise ResultError(f"{folder}: {name} is not the file that was written")
-        if Run(**result["run"]).name != folder.name:
+        try:
+            name = Run(**result["run"]).name
+        except (TypeError, ValueError) as error:
+            raise ResultError(f"{folder}: not a run of this version ({error})") from None
+        if name != folder.name:
             raise ResultError(f"{folder}: its parameters belong to a run of another name")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{folder}: cut short or damaged ({type(error).__name__}: {error})") from None
@@ -54,25 +58,30 @@ def read_result(folder: Path) -> dict:
 
 
 def load_results(
-    results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None
+    results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None, **settings
 ) -> dict[Path, dict]:
     """result.json of every finished run in a folder of results, by run folder: of one data set or of all, of these
-    rows or of all.
+    rows or of all, with these settings (parameters of Run, by name) or any.
 
-    Raises ResultError if there is none, or if two runs of a data set differ in more than method, weight and seed:
-    their numbers do not belong into one table.
+    Raises ValueError for an unknown setting, ResultError if there is no such run, or if two runs of a data set differ
+    in more than method, weight and seed: their numbers do not belong into one table.
     """
     found = {path.parent: read_result(path.parent) for path in sorted(Path(results).glob("*/result.json"))}
     labels = None if rows is None else {row_run(row).label for row in rows}
-    found = {
-        path: r
-        for path, r in found.items()
-        if dataset in (None, r["run"]["dataset"]) and (labels is None or Run(**r["run"]).label in labels)
-    }
-    if not found:
-        raise ResultError(
-            f"no finished run{f' on {dataset}' if dataset else ''} in {results}: `make paper PROFILE=...` makes them"
+    if unknown := ", ".join(settings.keys() - Run.names()):
+        raise ValueError(f"unknown setting {unknown}: expected parameters of Run")
+
+    def asked(run: Run) -> bool:
+        return (
+            dataset in (None, run.dataset)
+            and (labels is None or run.label in labels)
+            and all(getattr(run, name) == value for name, value in settings.items())
         )
+
+    found = {path: r for path, r in found.items() if asked(Run(**r["run"]))}
+    if not found:
+        of = (f" on {dataset}" if dataset else "") + "".join(f" with {k}={v}" for k, v in settings.items())
+        raise ResultError(f"no finished run{of} in {results}: `make paper PROFILE=...` makes them")
     first: dict[str, tuple[Path, dict]] = {}
     for path, result in found.items():
         run = {
@@ -93,9 +102,9 @@ def load_results(
     return found
 
 
-def _load(results: str | Path, file: str, dataset: str | None, rows: tuple[Row, ...] | None) -> pd.DataFrame:
+def _load(file: str, *words, **settings) -> pd.DataFrame:
     frames = []
-    for path, result in load_results(results, dataset, rows).items():
+    for path, result in load_results(*words, **settings).items():
         run = Run(**result["run"])
         frames.append(
             pd.read_csv(path / file).assign(
@@ -105,22 +114,27 @@ def _load(results: str | Path, file: str, dataset: str | None, rows: tuple[Row, 
     return pd.concat(frames, ignore_index=True)
 
 
-def load_scores(results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None) -> pd.DataFrame:
-    """A tidy table of every score: scores.csv of each run, with run, dataset, method, weight, seed and label."""
-    return _load(results, "scores.csv", dataset, rows)
+def load_scores(
+    results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None, **settings
+) -> pd.DataFrame:
+    """A tidy table of every score: scores.csv of each run, with run, dataset, method, weight, seed and label; of which
+    runs, and errors: see load_results."""
+    return _load("scores.csv", results, dataset, rows, **settings)
 
 
 def load_bootstrap(
-    results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None
+    results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None, **settings
 ) -> pd.DataFrame:
     """A tidy table of every bootstrap over images: bootstrap.csv of each run, with run, dataset, method, weight, seed
     and label. Columns replicate0, replicate1, ...: FID, BPD and task accuracy of resampled images."""
-    return _load(results, "bootstrap.csv", dataset, rows)
+    return _load("bootstrap.csv", results, dataset, rows, **settings)
 
 
-def load_curves(results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None) -> pd.DataFrame:
+def load_curves(
+    results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None, **settings
+) -> pd.DataFrame:
     """A tidy table of every curve: curves.csv of each run, with run, dataset, method, weight, seed and label."""
-    return _load(results, "curves.csv", dataset, rows)
+    return _load("curves.csv", results, dataset, rows, **settings)
 
 
 @lru_cache(maxsize=1)  # asked for when a run begins: it is that of the code that was loaded then
@@ -138,11 +152,18 @@ def provenance(device: torch.device) -> dict:
         },
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "torchvision", "numpy", "scipy")},
+            **{name: _version(name) for name in ("torch", "torchvision", "numpy", "scipy")},
         },
         "commit": found,
         **({} if found else {"no_commit": why}),
     }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # built by hand, as on some clusters and boards
+        return None
 
 
 def commit() -> tuple[str | None, str]:

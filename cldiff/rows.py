@@ -4,11 +4,13 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """A row of a table. weight: None for the method's default or, where a sweep chooses it, the chosen one."""
+    """A row of a table. weight: None for the method's default or, where a sweep chooses it, the chosen one. settings:
+    of the run, where they differ from the profile's."""
 
     method: str
     weight: float | None = None
     options: dict = {}
+    settings: dict = {}
 
 
 # The rows of the study, whose findings are checked.
@@ -63,6 +65,21 @@ BENCHMARK = (
     Row("separate"),
     Row("separate", options={"start": "previous"}),
     Row("joint"),
+)
+# The five best of the benchmark that are no bounds, the study's weight of replay, and finetuning: with another length
+# for all, and with other buffers for those that have one.
+_LENGTH, _BUFFERS = dict(steps=1_000, curve_every=200), (5, 20, 50)
+AXES = (
+    *(
+        Row(method, settings=settings)
+        for method in ("finetune", "generative_distillation", "rank1_distillation", "lora")
+        for settings in ({}, _LENGTH)
+    ),
+    *(
+        Row(method, 1.0 if method == "replay" else None, settings=settings)
+        for method in ("distilled", "self_tuned", "replay")
+        for settings in (*({"buffer": buffer} for buffer in _BUFFERS), _LENGTH)
+    ),
 )
 
 

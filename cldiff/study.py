@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .files import write_atomically
 from .methods import METHODS
-from .rows import BENCHMARK, REPLAY, REPLAY_KEPT, STUDY, SWEEP, Row
+from .rows import AXES, BENCHMARK, REPLAY, REPLAY_KEPT, STUDY, SWEEP, Row
 from .run import Run
 
 CHOSEN = (
@@ -125,6 +125,14 @@ PROFILES = {
         figures=("benchmark",),
         beside="digits",
     ),
+    "axes-digits": Profile(
+        "the benchmark's best methods with other buffers and five times the steps",
+        {"digits": {}},
+        _DIGITS,
+        AXES,
+        sweep="digits-sweep",
+        figures=("axes",),
+    ),
     "digits-long": Profile(
         "the same with five times the steps",
         {"digits": {}},
@@ -203,7 +211,7 @@ PROFILES = {
 
 def row_run(row: Row, **settings) -> Run:
     """The run of a row: its label names the row everywhere."""
-    return Run(method=row.method, weight=row.weight, options=row.options, **settings)
+    return Run(method=row.method, weight=row.weight, options=row.options, **{**settings, **row.settings})
 
 
 def chosen(sweep: str, dataset: str, method: str) -> float:

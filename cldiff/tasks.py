@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import Problem
-from .files import locked
+from .files import answered, locked
 from .lazy import torch
 
 if TYPE_CHECKING:
@@ -132,11 +131,12 @@ def _load_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Split, Spl
 
     source = getattr(torchvision.datasets, name)
     raw = root / source.__name__ / "raw"
-    only_read = all((raw / name).is_file() for name in sha256) and not os.access(raw, os.W_OK)
     try:  # runs that start together must not unpack into the same file
-        lock = nullcontext() if only_read else locked(raw / ".lock")
+        lock = locked(raw / ".lock")
     except OSError as error:
-        raise DataError(f"cannot write to the data folder {raw}: {error.strerror}") from None
+        if not all((raw / name).is_file() for name in sha256):
+            raise DataError(f"cannot write to the data folder {raw}: {error.strerror}") from None
+        lock = nullcontext()  # somebody keeps them for everybody
     with lock:
         for path in (raw / found for name, _ in source.resources for found in (name, name.removesuffix(".gz"))):
             if path.is_dir():
@@ -150,7 +150,8 @@ def _load_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Split, Spl
                 extract_archive(str(archive), str(raw))
             if not file.exists():
                 try:
-                    source(root, download=True)
+                    with answered():
+                        source(root, download=True)
                 except Exception as error:
                     near = file.with_name(file.name.replace("-idx", ".idx"))  # as other tools unpack it
                     todo = f"rename {near} to {file.name}" if near.exists() else f"put it into {raw}"

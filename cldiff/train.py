@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from filelock import BaseFileLock, Timeout
+from filelock import AcquireReturnProxy, Timeout
 from torch import Tensor
 
+from .errors import Problem
 from .files import locked
 from .learner import Learner, TrainingError, before
 from .run import Run
@@ -32,9 +33,22 @@ def one_line_errors(run: Run, device: str | torch.device) -> Iterator[None]:
                 f"out of memory on {device}: fewer JOBS, or lower batch={run.batch}, channels={run.channels}"
             ) from None
         if run.compiled and type(error).__module__.startswith("torch._"):  # of torch's compiler
-            cause = str(getattr(error, "inner_exception", error)).partition("\n")[0]
-            raise TrainingError(f"torch.compile failed ({cause}): use compiled=False") from error
+            raise _not_compiled(error) from error
         raise
+
+
+def check_compiler(device: str | torch.device) -> None:
+    """Raises TrainingError where torch.compile does not work. Takes 2 to 4 seconds, most of which the first step then
+    saves."""
+    try:
+        torch.compile(torch.neg)(torch.ones(1, device=device))
+    except Exception as error:  # also of what the compiler asks for: programs, folders, a user's name, this Python
+        raise _not_compiled(error) from error
+
+
+def _not_compiled(error: Exception) -> TrainingError:
+    cause = str(getattr(error, "inner_exception", error)).partition("\n")[0]
+    return TrainingError(f"torch.compile failed ({cause}): use compiled=False")
 
 
 class Step(NamedTuple):
@@ -50,12 +64,22 @@ class Step(NamedTuple):
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto": a GPU where there is one. Raises ValueError for what this machine lacks."""
+    """ "auto": a GPU where there is one. Raises ValueError for what this machine lacks, Problem for a GPU that is there
+    and does not work."""
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"unknown device {name!r}; known: auto, cpu, cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': no GPU that torch can use on this machine; expected 'auto' or 'cpu' here")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    try:  # a torch for other GPUs, an old driver, or another process that has it for itself
+        (torch.zeros(1, device="cuda") + 1).item()
+    except Exception as error:
+        cause = str(error).partition("\n")[0]
+        raise Problem(
+            f"the GPU of this machine does not work with this torch ({cause}): 'cpu' does without it"
+        ) from None
+    return torch.device("cuda")
 
 
 def train(
@@ -113,7 +137,7 @@ def forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _acquired(path: Path, cancelled: Callable[[], bool]) -> BaseFileLock:
+def _acquired(path: Path, cancelled: Callable[[], bool]) -> AcquireReturnProxy:
     while True:
         try:
             return locked(path, 1)

@@ -24,8 +24,10 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
     """One row for each task and metric: published, fresh, standard error of their difference, and its size in units of
     that.
 
-    FID is compared at the same number of samples, on which its bias depends; its error is that of resampled samples,
-    for both sides. The error of accuracy is binomial. Raises ResultError or ValueError for damaged files.
+    FID is compared at the same number of samples, on which its bias depends, against training images and, where as many
+    are drawn as for the tables, against test images; its error is that of resampled samples, for both sides. The error
+    of accuracy is binomial. Raises ResultError or ValueError for damaged files, and where the FID of the tables is not
+    that of its own samples.
     """
     result = read_result(folder)
     run = Run(**result["run"])
@@ -42,24 +44,29 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
         raise ResultError(
             f"{folder / WEIGHTS}: not the network of this run ({str(error).splitlines()[-1].strip()})"
         ) from None
-    real = real_features(lenet, tasks, data)["train"]
+    real = real_features(lenet, tasks, data)
     scores = pd.read_csv(folder / "scores.csv")
     scores = scores[(scores.after_task == len(tasks)) & (scores.extractor == lenet.name)]
     n = max(size for size in sample_sizes(run.samples) if size <= drawn)
     rows = []
     for task in tasks:
         features, classes = lenet.extract(to_uint8(learner.sample(task.index, n, run.sample_steps, run.eta, "fresh")))
-        of_task = scores[scores.eval_task == task.index + 1].set_index("metric")
-        by_n = of_task.loc[["fid_by_n"]]
-        replicates = [fid(features[pick], real[task.index]) for pick in resampled(n)]
-        found = {
-            "fid": (
-                by_n.value[by_n.n == n].item(),
-                fid(features, real[task.index]),
-                np.sqrt(2) * np.std(replicates, ddof=1),
-            )
+        of_task = scores[scores.eval_task == task.index + 1]
+        by_n = of_task[of_task.metric == "fid_by_n"].set_index("n").value
+        in_tables = of_task[of_task.metric == "fid"].set_index("split").value
+        if in_tables["train"] != by_n[run.samples]:
+            raise ResultError(f"{folder}: two values of the FID of task {task.index + 1} in scores.csv")
+        compared = {
+            "fid": ("train", by_n[n]),
+            **({"fid, test": ("test", in_tables["test"])} if n == run.samples else {}),
         }
-        published, fresh = of_task.value["accuracy"], task_accuracy(classes, task.classes)
+        found = {}
+        for metric, (split, published) in compared.items():
+            of = real[split][task.index]
+            replicates = [fid(features[pick], of) for pick in resampled(n)]
+            found[metric] = published, fid(features, of), np.sqrt(2) * np.std(replicates, ddof=1)
+        published = of_task[of_task.metric == "accuracy"].value.item()
+        fresh = task_accuracy(classes, task.classes)
         share = (published * run.samples + fresh * n + 1) / (
             run.samples + n + 2
         )  # one more of each: never an error of 0

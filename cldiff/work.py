@@ -15,7 +15,7 @@ from .measure import Measurer
 from .run import Run
 from .study import planned, runs
 from .tasks import load_tasks
-from .train import Step, forget, pick_device, train
+from .train import Step, check_compiler, forget, pick_device, train
 
 
 def never(margin: float) -> bool:
@@ -49,8 +49,11 @@ def make_run(
             return True
         if not first_task_only:
             make_folder(folder)  # now, not when there is something to keep
+        device = pick_device(device)
+        if run.compiled:
+            check_compiler(device)
         tasks = load_tasks(run.dataset, data, run.tasks)
-        measure = Measurer(run, tasks, data, pick_device(device))
+        measure = Measurer(run, tasks, data, device)
         if measure.missing:
             print(measure.missing, file=sys.stderr)
         total = run.steps * (1 if first_task_only else len(tasks))
@@ -60,7 +63,7 @@ def make_run(
                 run,
                 tasks,
                 folder,
-                measure.device,
+                device,
                 checkpoint_seconds=checkpoint_seconds,
                 cancelled=lambda: stop(0),
                 first_task_only=first_task_only,

@@ -84,6 +84,7 @@ def lab(tmp_path_factory):
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy2(ROOT / name, folder / name)
     (folder / "notebooks").mkdir()
+    shutil.copy2(ROOT / "notebooks" / "start.ipynb", folder / "notebooks")
     for name, parameters in SMALL.items():
         book = load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
         nbformat.write(parameterize_notebook(book, parameters), folder / "notebooks" / f"{name}.ipynb")
@@ -174,10 +175,13 @@ def test_lab_listens_on_this_machine_only_and_keeps_its_token(lab):
     assert status(f"{address}/api/contents?{token}") == 200
 
 
-def test_lab_opens_tutorial_1_and_it_runs(lab, page):
+def test_lab_opens_the_start_page_which_leads_to_tutorial_1_and_it_runs(lab, page):
     page.goto(lab.opened)
+    expect(page.locator(".lm-TabBar-tab.jp-mod-current")).to_contain_text("start.ipynb")
+    page.get_by_role("link", name="tutorial_1", exact=True).click()
     expect(page.locator(".lm-TabBar-tab.jp-mod-current")).to_contain_text("tutorial_1.ipynb")
     expect(page.get_by_role("heading", name="Tutorial 1")).to_be_visible()
+    page.goto(lab.url.replace("/lab?", "/lab/tree/tutorial_1.ipynb?reset&"))  # without the start page
     run_all(page, lab.notebooks / "tutorial_1.ipynb").scroll_into_view_if_needed()
 
 

@@ -91,7 +91,10 @@ WORDS = [  # of python -m cldiff
     (["list", "smoke", "more"], "unrecognized arguments: more"),
     (["run", "smoke", "--budget", "9 m"], "budget '9 m': expected a number and s, m or h, for example 9m"),
     (["run", "huge"], "unknown profile 'huge'; known: smoke, digits, "),
-    (["run", "smoke", "--only", "mnist"], "no run of smoke starts with 'mnist': `python -m cldiff list` names them"),
+    (
+        ["run", "smoke", "--only", "mnist"],
+        "no run of smoke starts with 'mnist': `python -m cldiff list smoke` names them",
+    ),
     (["list", "smoke", "--budget", "9m"], "unrecognized arguments: --budget 9m"),
     (["accept", "smoke"], "no finished run on digits in results/smoke"),
     (["features", "own"], f"unknown data set 'own'; known: {', '.join(DATASETS)}"),

@@ -8,7 +8,7 @@ import pytest
 from conftest import tiny
 
 from cldiff import load_bootstrap, load_curves, load_scores
-from cldiff.report.benchmark import leaderboard, price_table, prices
+from cldiff.report.benchmark import beside_published, leaderboard, price_table, prices
 from cldiff.rows import STUDY
 from cldiff.work import make_run
 
@@ -94,3 +94,27 @@ def test_the_study_reads_its_own_rows_from_among_the_benchmarks(measured, tmp_pa
         (tmp_path / run.name / "result.json").write_text(json.dumps(result))
     every, own = (set(load_scores(tmp_path, "digits", rows).label) for rows in (None, STUDY))
     assert every - own == {"Experience replay, weight 0.1"} and len(own) == 3
+
+
+def test_published_numbers_stand_beside_ours_with_multiples_of_joint_training_and_the_agreement_of_orders():
+    """Of ewc's rows that with default options; what we have not measured is left out; two of three swap places."""
+    published = pd.DataFrame(
+        {
+            "name": ["mnist/joint", "mnist/ewc", "mnist/finetune", "mnist/rank1"],
+            "value": [2.0, 50.0, 100.0, 7.0],
+            "source": "a paper",
+        }
+    )
+    fids = {"Joint training": (4, 6), "EWC, decay 0.9": (1, 1), "EWC": (60, 80), "Finetuning": (40, 60)}
+    methods = dict(zip(fids, ("joint", "ewc", "ewc", "finetune")))
+    rows = [(label, seed, fid) for label, both in fids.items() for seed, fid in enumerate(both)]
+    found = pd.DataFrame(rows, columns=["label", "seed", "fid"]).set_index(["label", "seed"])
+    scores = found.reset_index().assign(dataset="digits", method=lambda table: table.label.map(methods))
+    table, note = beside_published(scores, found, published)
+    assert table.to_numpy().tolist() == [
+        ["Joint training", "2.0 (x 1.0)", "5.0 (x 1.0)"],
+        ["EWC", "50.0 (x 25.0)", "70.0 (x 14.0)"],
+        ["Finetuning", "100.0 (x 50.0)", "50.0 (x 10.0)"],
+    ]
+    assert list(table) == ["", "published, mnist", "ours"]
+    assert "0.50 (published, mnist)" in note and "a paper" in note and "n = 2 seeds" in note

@@ -166,7 +166,7 @@ def test_the_lock_of_a_dead_process_holds_nobody(start, tmp_path):
         claim(tmp_path / "run", wait=False)
     process.kill()
     process.wait()
-    claim(tmp_path / "run", wait=False).release()
+    claim(tmp_path / "run", wait=False).lock.release()
 
 
 # Asked to stop
@@ -214,7 +214,7 @@ def test_a_notebook_that_is_asked_to_stop_ends_its_kernel_and_says_how_to_contin
 
 
 def test_nothing_grows_with_the_steps(three):
-    """Tensors, files and threads after 50 steps and after 250. 20,000 steps were measured by hand: see the README."""
+    """Tensors, files and threads after 50 steps and after 250. 20,000 steps were measured by hand: docs/guarantees.md."""
 
     def held():
         gc.collect()

@@ -250,6 +250,25 @@ def test_the_first_samples_for_each_task_are_kept(finished):
     assert all(torch.equal(images, drawn[:SHOWN]) for images, drawn in zip(kept, finished.drawn))
 
 
+def test_sixteen_samples_the_fewest_are_enough_for_every_metric(finished, three):
+    assert finished.run.samples == 16
+    assert set(finished.scores.metric) >= set(metrics.METRICS) and np.isfinite(finished.scores.value).all()
+    scores = finished.scores[(finished.scores.after_task == 3) & (finished.scores.eval_task == 2)].set_index("metric")
+    found = scores[scores.split == "train"].value
+    drawn, real = (finished.lenet.extract(x)[0].double() for x in (finished.drawn[-2], three[1].train.images))
+    assert found["fid"] == pytest.approx(
+        metrics.frechet_distance(drawn.mean(0), drawn.T.cov(), real.mean(0), real.T.cov()), rel=1e-4
+    )
+
+    def squared_distance(x, y):  # unbiased, with the cubic kernel
+        inner = lambda z: ((z @ z.T / 84 + 1) ** 3).fill_diagonal_(0).sum() / (len(z) * (len(z) - 1))  # noqa: E731
+        return (inner(x) + inner(y) - 2 * ((x @ y.T / 84 + 1) ** 3).mean()).item()
+
+    subsets = [squared_distance(drawn, real[torch.randperm(len(real))[:16]]) for _ in range(200)]
+    assert abs(found["kid"] - squared_distance(drawn, real)) < 4 * np.std(subsets) / 20**0.5
+    assert all(0 <= found[name] <= 1 and (found[name] * 16) % 1 == 0 for name in ("precision", "recall"))
+
+
 # The folder of a finished run
 
 

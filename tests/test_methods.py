@@ -1,7 +1,9 @@
 import copy
 import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -81,7 +83,7 @@ HELD = {  # in the third task: real images, bytes without networks, networks or 
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*HELD, "joint", "lora"])
 def test_what_a_method_holds_is_counted(method, three):
     learner = Learner(tiny(method, **({"options": {"images": 2}} if method in ("ewc", "mas") else {})), three)
     for _ in range(2):
@@ -439,3 +441,17 @@ def test_the_compiler_is_loaded_where_it_is_used_alone():
     """A second or more of each import, in every kernel and process."""
     lines = "import sys, cldiff.work, cldiff.report.plots; sys.exit('torch._dynamo' in sys.modules)"
     subprocess.run([sys.executable, "-c", lines], check=True)
+
+
+def test_the_method_of_the_docs_replays_late_timesteps_alone(monkeypatch, three):
+    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    names = {"__name__": "cldiff.methods.late", "__package__": "cldiff.methods"}
+    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], names)
+    monkeypatch.setitem(METHODS, "late", names["LateReplay"])
+    learner = Learner(tiny("late", options={"above": 500}), three)
+    learner.next_task()
+    for learner.step in range(3):
+        current = learner.draw(learner.images[1], 1, "current")
+        both = learner.method.batch(learner, current)
+        new, old = both.share.split(len(current.t))
+        assert (new > 0).all() and torch.equal(old > 0, both.t[len(new) :] >= 500)

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from cldiff.files import file_sha256
 from cldiff.plan import jobs
 from cldiff.report.execute import execute
 from cldiff.results import FILES, WEIGHTS
-from cldiff.rows import BENCHMARK, REPLAY, SWEEP
+from cldiff.rows import AXES, BENCHMARK, REPLAY, SWEEP
 from cldiff.study import row_run, runs
 from cldiff.work import make_run
 
@@ -34,7 +33,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 METHODS = len({row_run(row).label for row in BENCHMARK})  # a default weight may be the study's
 EXPERIMENTS = {  # rows, settings, and how many rows the tables have
-    "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS}),
+    "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 7, "contrasts": 10}),
+    "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS, "published": 6}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
     "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
 }
@@ -222,31 +222,3 @@ def test_findings_compare_the_same_seeds(tmp_path):
     )
     text = (tmp_path / "findings-mnist.md").read_text()
     assert "n = 1 seed;" in text and " ± " not in text
-
-
-def committed(path):
-    shown = subprocess.run(["git", "show", f"HEAD:{path}"], cwd=ROOT, capture_output=True, text=True)
-    if shown.returncode:
-        pytest.skip("not a git checkout")
-    return shown.stdout
-
-
-@pytest.mark.parametrize(
-    "profile, table", [("digits-long", "table-digits"), ("small", "table-mnist"), ("small", "table-fashion_mnist")]
-)
-def test_readme_shows_the_committed_tables(profile, table):
-    assert committed(f"figures/{profile}/{table}.md").strip() in committed("README.md")
-
-
-def test_readme_tells_the_verdicts_of_the_committed_findings():
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in committed("README.md").splitlines()
-        if line.startswith("|")
-    ]
-    head = next(k for k, row in enumerate(rows) if row[1:2] == ["finding of the study"])
-    for column, title in enumerate(rows[head][2:], start=2):
-        findings = committed(re.search(r"\((.*)\)", title)[1]).splitlines()[2:9]
-        assert [line.strip("| ").split(" | ")[-1] for line in findings] == [
-            row[column] for row in rows[head + 2 : head + 9]
-        ]

@@ -91,6 +91,27 @@ def test_page_has_title_folded_code_figure_with_caption_and_table(notebook):
     assert '<td class="short">1.0 ± 0.2</td>' in text and "shown as result" in text and "printed" in text
 
 
+def test_a_page_is_made_with_nobodys_templates(notebook, tmp_path, monkeypatch):
+    """Those in somebody's own folder, or on JUPYTER_PATH, come first elsewhere."""
+    usual = page(notebook)
+    for name, text in (("base/display_priority.j2", "mine"), ("basic/conf.json", '{"base_template": "mine"}')):
+        path = tmp_path / "jupyter" / "nbconvert" / "templates" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    assert page(notebook) == usual
+
+
+def test_an_nbconvert_without_templates_is_one_line(notebook, tmp_path, monkeypatch):
+    """As installed by hand: they lie outside of its package."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr("nbconvert.exporters.templateexporter.jupyter_path", lambda *words: [str(tmp_path)])
+    with pytest.raises(
+        PageError, match=r"^.*book.ipynb: nbconvert makes no page of it .No template .*: reinstall nbconvert$"
+    ):
+        page(notebook)
+
+
 @pytest.mark.slow
 def test_same_notebook_same_page(notebook, tmp_path):
     for name in ("one", "two"):

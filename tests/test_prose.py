@@ -1,7 +1,8 @@
-"""README and notebooks as text: spelling, links, code, and the commands that they name."""
+"""README, docs and notebooks as text: spelling, links, code, the commands that they name, generated parts."""
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,6 +10,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+
+from cldiff.errors import Problem
+from cldiff.methods import Method
+from cldiff.report import readme
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -55,9 +60,60 @@ def test_code_is_python(path):
         ast.parse(textwrap.dedent(text))
 
 
-def test_commands_in_the_readme_are_targets():
+def test_commands_in_the_pages_are_targets():
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    named = set(re.findall(r"\bmake ([a-z-]+)", " ".join(re.findall(r"`+[^`]*`+", prose(PAGES[0])))))
-    assert named and named <= targets
+    text = "".join(prose(page) for page in PAGES if page.suffix == ".md")
+    named = set(re.findall(r"\bmake ([a-z-]+)", " ".join(re.findall(r"`+[^`]*`+", text))))
+    assert {"paper", "benchmark", "test", "verify", "lab"} <= named <= targets
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert all(f"make {name} " in listed for name in named - {"help"})
+    assert all(f"make {name} " in listed for name in named if name != "help" and not name.startswith("setup-"))
+
+
+def test_the_readme_is_short_and_its_tree_has_every_module():
+    text = PAGES[0].read_text()
+    assert len(text.encode()) <= 8_000
+    modules = {p.name for p in [*(ROOT / "cldiff").glob("*.py"), *(ROOT / "cldiff/report").glob("*.py")]}
+    assert modules - {"__init__.py"} <= set(re.findall(r"\w+\.py", text))
+
+
+def test_generated_parts_are_those_of_results_and_code(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for path in readme.PARTS:
+        assert readme.filled(path) == path.read_text(), f"{path} is stale: `python -m cldiff readme` writes it anew"
+
+
+def test_generated_parts_follow_results_and_a_lost_marker_is_an_error(monkeypatch, tmp_path):
+    """A verdict that changes, an option more; nothing is written where one of the pages lacks a marker."""
+    for name in (
+        "README.md",
+        "docs",
+        "figures/digits-long",
+        "figures/small",
+        "figures/benchmark-digits",
+        "results/small",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name) if "results" in name else (
+            shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        )(ROOT / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    findings = Path("figures/small/findings-mnist.md")
+    first = readme.table_of(findings)[1][-1]
+    findings.write_text(findings.read_text().replace(f"| {first} |", "| is new |", 1))
+    monkeypatch.setitem(readme.METHODS, "other", type("Other", (Method,), {"label": "Another"}))
+    readme.write_all()
+    assert (
+        "| is new |" in Path("README.md").read_text()
+        and "| `other` | Another |" in Path("docs/protocol.md").read_text()
+    )
+    protocol = Path("docs/protocol.md")
+    protocol.write_text(protocol.read_text().replace("<!-- /methods -->", ""))
+    findings.write_text(findings.read_text().replace("| is new |", "| is newer |"))
+    with pytest.raises(Problem, match="docs/protocol.md lacks the lines <!-- methods: .* --> and <!-- /methods -->"):
+        readme.write_all()
+    assert "is newer" not in Path("README.md").read_text()
+
+
+def test_the_start_page_has_a_line_for_each_notebook():
+    text = prose(ROOT / "notebooks" / "start.ipynb")
+    assert set(re.findall(r"\]\((\w+\.ipynb)\)", text)) == {path.name for path in NOTEBOOKS} - {"start.ipynb"}

@@ -1,6 +1,10 @@
 """run.ipynb on real images of 28 pixels, and with Inception features."""
 
+import json
+import shlex
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -54,6 +58,24 @@ def test_every_method_runs_on_real_images_of_28_pixels(tmp_path, dataset, source
         == len(pending)
         == sum(run.method in methods for run in runs("smoke"))
     )
+
+
+def test_papermill_takes_a_list_as_the_message_says_and_says_so_before_anything_is_written(tmp_path):
+    """Its `-p` makes text of `[1, 2]`."""
+    small = {"steps": 2, "curve_every": 2, "samples": 16, "channels": 8, "bound_images": 4, "results": tmp_path / "out"}
+    words = [sys.executable, "-m", "papermill", ROOT / "notebooks" / "run.ipynb", tmp_path / "run.ipynb"]
+    words += ["--cwd", ROOT / "notebooks", *(word for name in small for word in ("-p", name, small[name]))]
+
+    def papermill(*more: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*map(str, words), *more], capture_output=True, text=True)
+
+    refused = papermill("-p", "multipliers", "[1, 2]")
+    last = refused.stderr.strip().splitlines()[-1]
+    assert refused.returncode and not (tmp_path / "out").exists()
+    said = "TypeError: multipliers='[1, 2]': expected a list of integers of at least 1 (papermill takes one by "
+    assert last.startswith(said)
+    assert papermill(*shlex.split(last.removeprefix(said).removesuffix(")"))).returncode == 0
+    assert json.loads(next((tmp_path / "out").glob("*/result.json")).read_text())["run"]["multipliers"] == [1, 2]
 
 
 def test_a_run_with_inception_shows_both_extractors_and_without_its_weights_one_line(stand_in, tmp_path):

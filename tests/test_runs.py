@@ -14,9 +14,9 @@ from cldiff.files import write_atomically
 from cldiff.plan import jobs
 from cldiff.report.plots import ORDER
 from cldiff.results import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result, save_result
-from cldiff.rows import STUDY
+from cldiff.rows import STUDY, Row
 from cldiff.stats import best_weights
-from cldiff.study import PROFILES, planned, runs
+from cldiff.study import PROFILES, planned, row_run, runs
 from cldiff.unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -301,6 +301,23 @@ def test_no_results_is_an_error(tmp_path):
         load_scores(tmp_path, "mnist")
 
 
+def test_runs_of_several_settings_are_read_one_setting_at_a_time(tmp_path):
+    """As those of the rows of axes, which have settings of their own."""
+    few, many = (
+        row_run(Row("replay", settings={"buffer": n}), **{**PROFILES["smoke"].settings, "buffer": 7}) for n in (2, 3)
+    )
+    assert (few.buffer, many.buffer, few.label) == (2, 3, many.label)
+    for run in (few, many):
+        finish(tmp_path, run)
+    assert set(load_scores(tmp_path, "digits", buffer=3).run) == {many.name}
+    with pytest.raises(ResultError, match="buffer=2.*buffer=3|buffer=3.*buffer=2"):
+        load_scores(tmp_path)
+    with pytest.raises(ResultError, match="no finished run on digits with buffer=4 in"):
+        load_scores(tmp_path, "digits", buffer=4)
+    with pytest.raises(ValueError, match="unknown setting images: expected parameters of Run"):
+        load_scores(tmp_path, images=4)
+
+
 def test_every_target_has_a_notebook_and_its_parameters_fit():
     from cldiff.report.execute import check_parameters
 
@@ -429,10 +446,10 @@ def test_every_row_without_a_weight_needs_its_sweep(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     (tmp_path / "chosen.json").write_text("{}")
     swept = {name: p for name, p in PROFILES.items() if p.sweep}
-    assert set(swept) == {"digits", "digits-long", "small", "paper-cpu", "paper", "benchmark-digits"}
+    assert set(swept) == {"digits", "digits-long", "small", "paper-cpu", "paper", "benchmark-digits", "axes-digits"}
     for name, p in swept.items():
         unchosen = {row.method for row in p.rows if row.weight is None and METHODS[row.method].weight is not None}
-        assert "l2" in unchosen and "finetune" not in unchosen
+        assert unchosen and "finetune" not in unchosen
         for dataset in p.datasets:
             for method in {row.method for row in p.rows}:
                 only = f"{dataset}-{method}-"

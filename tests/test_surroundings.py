@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import nbformat
@@ -63,28 +64,65 @@ def test_a_file_that_was_not_written_is_an_error_and_one_that_cannot_be_asked_is
     assert (tmp_path / "file").read_text() == ("old" if lost else "new") and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("kind", ["file", "of somebody"])
-def test_a_folder_of_results_that_cannot_be_had_is_named_before_training(kind, tmp_path, monkeypatch):
+def refuse_to_write(folder: Path, monkeypatch) -> None:
+    """As NFS does where lists of rights say so, or a quota: os.access knows nothing of either."""
+
+    def write(dir):
+        if dir == folder:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        return tempfile.TemporaryFile(dir=dir)
+
+    monkeypatch.setattr(files, "TemporaryFile", write)
+
+
+@pytest.mark.parametrize("cause", ["File exists", "Disk quota exceeded"])
+def test_a_folder_of_results_that_cannot_be_had_is_named_before_training(cause, tmp_path, monkeypatch):
     run = tiny(steps=2, tasks=2)
     folder = tmp_path / run.name
-    if kind == "file":
-        folder.touch()
-    else:
-        folder.mkdir()
-        monkeypatch.setattr(os, "access", lambda path, mode: path != folder)
-    with pytest.raises(
-        Problem, match=f"^{folder} cannot be {'made' if kind == 'file' else 'written to'}.*: expected a"
-    ):
+    folder.touch() if cause == "File exists" else refuse_to_write(folder, monkeypatch)
+    with pytest.raises(Problem, match=f"^{folder} cannot be written to .{cause}.: expected a folder of your own$"):
         make_run(run, folder, device="cpu")
     assert not (tmp_path / "first_task").exists()
 
 
+@pytest.mark.parametrize("access", [True, False])
+def test_a_folder_is_asked_by_writing_to_it(access, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: access)
+    files.make_folder(tmp_path / "new")
+    with pytest.raises(Problem, match="^/proc/self cannot be written to "):
+        files.make_folder(Path("/proc/self"))
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_a_folder_of_lenets_that_cannot_be_written_is_named_before_training(monkeypatch):
+    from cldiff.features import LENETS
+
     monkeypatch.setattr(sys, "argv", ["cldiff", "features", "digits"])
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    refuse_to_write(LENETS, monkeypatch)
     monkeypatch.setattr("cldiff.features.train_lenet", lambda *words: pytest.fail("trained"))
-    with pytest.raises(SystemExit, match="^error: .*lenet cannot be written to: expected a folder of your own$"):
+    with pytest.raises(
+        SystemExit, match="^error: .*lenet cannot be written to .Disk quota exceeded.: expected a folder"
+    ):
         main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stderr", ["closed", "full", "gone"])
+def test_nobody_need_listen_to_what_a_run_says(stderr, tmp_path):
+    """Closed by who started it, on a full disk, or a pipe whose reader ended: of a progress bar no run depends."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    target = {"closed": None, "full": open("/dev/full", "w"), "gone": writer}[stderr]
+    done = subprocess.run(
+        [sys.executable, "-m", "cldiff", "run", "smoke", "--only", "digits-finetune", "--out", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=target,
+        preexec_fn=(lambda: os.close(2)) if stderr == "closed" else None,
+        text=True,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (0, "0 of 1 runs are left\n")
+    assert len(list(tmp_path.glob("*/result.json"))) == 1
 
 
 HOLD = """
@@ -110,7 +148,7 @@ def test_without_locks_a_file_stands_in_and_that_of_a_killed_process_holds_nobod
         raise OSError(code, os.strerror(code))
 
     run = tmp_path / "run"
-    claim(run).release()  # with locks: the file that this leaves holds nobody
+    claim(run).lock.release()  # with locks: the file that this leaves holds nobody
     process = start(
         [sys.executable, "-W", "error", "-c", HOLD, str(run), str(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -121,17 +159,31 @@ def test_without_locks_a_file_stands_in_and_that_of_a_killed_process_holds_nobod
         claim(run, wait=False)
     process.kill()
     process.wait()
-    lock = claim(run, wait=False)
+    held = claim(run, wait=False)
     with pytest.raises(TimeoutError):
         locked(tmp_path / "locks" / "run.lock", 0)
-    lock.release()
-    claim(run, wait=False).release()
+    held.lock.release()
+    claim(run, wait=False).lock.release()
     files._has_locks.cache_clear()
     for said in (process.stderr.read(), capsys.readouterr().err):
         assert said == (
             f"{tmp_path / 'locks'}: no locks on this file system ({os.strerror(code)}): files *.locked stand in for them; "
             "one that a process left behind that was killed on another machine is to be deleted\n"
         )
+
+
+def test_an_error_that_somebody_keeps_holds_no_lock(tmp_path):
+    """As Jupyter keeps the last one, whose frames keep the lock: the cell that is run again would wait for itself."""
+
+    def fail():
+        lock = claim(tmp_path / "run")
+        with lock:
+            raise ValueError
+
+    with pytest.raises(ValueError) as kept:
+        fail()
+    claim(tmp_path / "run", wait=False)
+    assert kept
 
 
 # git
@@ -162,6 +214,23 @@ def test_a_run_without_git_on_the_path_is_finished_and_says_so(tmp_path, monkeyp
     assert make_run(run, tmp_path / run.name, device="cpu")
     result = read_result(tmp_path / run.name)
     assert result["commit"] is None and result["no_commit"] == "no git on PATH"
+    results.provenance.cache_clear()
+
+
+def test_packages_that_say_nothing_of_their_version_cost_nothing(tmp_path, monkeypatch):
+    """As on boards and clusters, where torchvision is built by hand."""
+
+    def version(name):
+        if name == "torchvision":
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(results, "version", version)
+    results.provenance.cache_clear()
+    run = tiny(steps=2, tasks=2)
+    assert make_run(run, tmp_path / run.name, device="cpu")
+    found = read_result(tmp_path / run.name)["versions"]
+    assert found["torchvision"] is None and found["torch"] == "1.0"
     results.provenance.cache_clear()
 
 
@@ -430,20 +499,35 @@ def test_figures_follow_nobodys_matplotlibrc():
         assert dict(matplotlib.rcParams) == own
 
 
+COMPILE = """
+from pathlib import Path
+from conftest import tiny
+from cldiff import make_run, work
+work.load_tasks = None  # must not be reached
+make_run(tiny(compiled=True, steps=2, tasks=2), Path("run"), device="cpu")
+"""
+
+
 @pytest.mark.slow
-def test_compiling_without_a_compiler_is_one_line_before_the_first_step(tmp_path):
-    words = "compiled=True, steps=2, tasks=2"
-    code = f"from conftest import tiny\nfrom cldiff import make_run\nmake_run(tiny({words}), Path('run'), device='cpu')"
+@pytest.mark.parametrize(
+    "environment, cause",
+    [
+        ({"PATH": "/nowhere", "CXX": ""}, "No working C++ compiler found"),
+        ({"TORCHINDUCTOR_CACHE_DIR": "/proc/x"}, "[Errno 2] No such file or directory: '/proc/x'"),
+    ],
+    ids=("no compiler", "no folder"),
+)
+def test_what_compiling_needs_is_asked_for_before_anything_is_loaded(environment, cause, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", f"from pathlib import Path\n{code}"],
+        [sys.executable, "-c", COMPILE],
         cwd=tmp_path,
-        env={**os.environ, "PATH": str(tmp_path), "CXX": "", "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
         capture_output=True,
         text=True,
     )
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("cldiff.learner.TrainingError: torch.compile failed (No working C++ compiler found"), last
-    assert last.endswith(": use compiled=False") and not list(tmp_path.glob("first_task/*.pt"))
+    assert last.startswith(f"cldiff.learner.TrainingError: torch.compile failed ({cause}"), last
+    assert last.endswith(": use compiled=False") and not list(tmp_path.glob("first_task/*"))
 
 
 # Text
@@ -476,10 +560,11 @@ def test_tables_are_utf_8_in_any_locale(tmp_path):
 # make
 
 
-def make(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
+def make(folder: Path, *words: str, stdout=subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess:
     shutil.copy(ROOT / "Makefile", folder)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | environment
-    return subprocess.run(["make", *words], cwd=folder, env=environment, input="y\n", capture_output=True, text=True)
+    how = {"cwd": folder, "env": environment, "input": "y\n", "stdout": stdout, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.run(["make", *words], **how)
 
 
 @pytest.mark.parametrize("profile", ["", "../x", "..", ".", "small digits", "*", "/"])
@@ -492,6 +577,45 @@ def test_clean_deletes_nothing_but_the_folders_of_a_profile(profile, tmp_path):
     done = make(clone, "clean", f"PROFILE={profile}")
     assert done.returncode and f"error: PROFILE='{profile}': expected the name of a profile" in done.stderr
     assert all(path.exists() for path in kept)
+
+
+def test_a_log_on_a_full_disk_stops_no_target(tmp_path):
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\ntouch "$5"\n')  # -m cldiff make PROFILE TARGET
+    python.chmod(0o755)
+    plan = tmp_path / "results" / "any" / "targets.mk"
+    plan.parent.mkdir(parents=True)
+    plan.write_text("RUNS := run\nFIGURES := figure\nPAPER := paper.ipynb\n")
+    with open("/dev/full", "w") as log:
+        done = make(tmp_path, "targets", "PROFILE=any", stdout=log)
+    assert all((tmp_path / name).exists() for name in ("run", "figure", "paper.ipynb", "paper.html")), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_as_many_runs_as_cores_that_may_be_used(tmp_path):
+    """Not as many as the machine has: a job on a cluster is given some."""
+    cores = os.sched_getaffinity(0)
+    for few in (cores, set(sorted(cores)[:1])):
+        os.sched_setaffinity(0, few)
+        try:
+            done = make(tmp_path, "help", OMP_NUM_THREADS="7")
+        finally:
+            os.sched_setaffinity(0, cores)
+        assert f"JOBS={len(few)} " in done.stdout
+
+
+def test_lab_opens_the_notebooks_of_this_clone(tmp_path):
+    """CDPATH, where it is exported, leads `cd notebooks` to those of another folder."""
+    clone, other = tmp_path / "clone", tmp_path / "other"
+    for folder in (clone / "notebooks", clone / ".venv" / "bin", other / "notebooks"):
+        folder.mkdir(parents=True)
+    for name in ("pyproject.toml", ".venv/.installed"):
+        (clone / name).touch()
+    jupyter = clone / ".venv" / "bin" / "jupyter"
+    jupyter.write_text("#!/bin/sh\npwd\n")
+    jupyter.chmod(0o755)
+    assert make(clone, "lab", CDPATH=str(other)).stdout.splitlines()[-1] == str(clone / "notebooks")
 
 
 def test_clean_deletes_the_folders_of_a_profile(tmp_path):

@@ -1,5 +1,6 @@
 """targets.csv: numbers published by others or fixed by mathematics. Rows of `check` "results" are checked by
-`make check-paper PROFILE=...`, against finished runs."""
+`make check-paper PROFILE=...`, against finished runs; those of "benchmark" are shown beside its own by
+notebooks/benchmark.ipynb."""
 
 import csv
 import math
@@ -14,6 +15,7 @@ from cldiff.diffusion import VARIANCES, log_likelihood
 from cldiff.features import load_lenet
 from cldiff.metrics import frechet_distance
 from cldiff.results import load_results
+from cldiff.rows import BENCHMARK
 from cldiff.stats import summarise
 
 ROWS = list(csv.DictReader(open(Path(__file__).parent / "targets.csv")))
@@ -101,4 +103,6 @@ def test_results(row, pytestconfig):
 
 def test_every_target_is_checked():
     assert {row["name"] for row in ROWS if row["check"] == "test"} == FOUND.keys()
-    assert all(row["source"] and row["check"] in ("test", "results") for row in ROWS)
+    assert all(row["source"] and row["check"] in ("test", "results", "benchmark") for row in ROWS)
+    shown = [row["name"].split("/") for row in ROWS if row["check"] == "benchmark"]
+    assert {method for _, method in shown} <= {row.method for row in BENCHMARK} and len(shown) == 3 * 6

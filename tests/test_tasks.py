@@ -1,7 +1,10 @@
 import hashlib
+import os
 import re
 import shutil
+import socket
 import struct
+import tempfile
 import urllib.error
 from collections import Counter
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cldiff import tasks
+from cldiff import files, tasks
 from cldiff.tasks import DATASETS, DataError, load_tasks, to_model, to_uint8
 
 DATA = Path(__file__).parents[1] / "data"
@@ -216,11 +219,14 @@ def test_a_folder_in_a_files_place_is_named(raw, ending):
         load_tasks("mnist", raw.parents[1])
 
 
-def test_files_as_other_tools_name_them_are_recognised(raw):
-    near = raw / "train-images.idx3-ubyte"
-    (raw / "train-images-idx3-ubyte").rename(near)
-    with pytest.raises(DataError, match=rf"is missing: rename {near} to train-images-idx3-ubyte \(no download"):
+@pytest.mark.parametrize("name", MNIST_FILES)
+def test_files_as_other_tools_name_them_are_recognised(raw, name):
+    """train-images.idx3-ubyte: as 7-zip unpacks it, and as Kaggle has it."""
+    near = (raw / name).rename(raw / name.replace("-idx", ".idx"))
+    with pytest.raises(DataError, match=rf"^{name}.gz is missing: rename {near} to {name} \(no download"):
         load_tasks("mnist", raw.parents[1])
+    near.rename(raw / name)
+    load_tasks("mnist", raw.parents[1])
 
 
 def test_data_in_a_folder_that_is_read_only_are_read(raw, monkeypatch):
@@ -230,11 +236,43 @@ def test_data_in_a_folder_that_is_read_only_are_read(raw, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(tasks, "locked", refuse)
-    monkeypatch.setattr(tasks.os, "access", lambda path, mode: False)
     assert counts(load_tasks("mnist", raw.parents[1]), "test") == {label: 10 for label in range(10)}
     (raw / MNIST_FILES[0]).unlink()
     with pytest.raises(DataError, match=re.escape(f"cannot write to the data folder {raw}: Permission denied")):
         load_tasks("mnist", raw.parents[1])
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("rights", [0o777, 0o755], ids=("of a group", "of somebody"))
+def test_data_that_somebody_keeps_are_read_though_their_lock_is_his(raw, rights):
+    """As huggingface/datasets 7900: even where the folder may be written to, the lock of its first user may not."""
+    shared = Path(tempfile.mkdtemp())  # tmp_path lies in a folder that is root's alone
+    try:
+        shutil.copytree(raw, shared / "MNIST" / "raw")
+        load_tasks("mnist", shared)
+        for folder in (shared, *shared.rglob("*")):
+            folder.chmod(rights if folder.is_dir() else 0o644)
+        os.seteuid(65534)
+        try:
+            found = load_tasks("mnist", shared)
+        finally:
+            os.seteuid(0)
+        assert counts(found, "test") == {label: 10 for label in range(10)}
+        assert (shared / "MNIST" / "raw" / ".lock").stat().st_uid == 0
+    finally:
+        shutil.rmtree(shared)
+
+
+def test_a_server_that_says_nothing_ends_a_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(files, "ANSWER", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr("torchvision.datasets.MNIST.mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"] * 2)
+        with pytest.raises(
+            DataError, match=r"^train-images-idx3-ubyte.gz is missing: put it .*\(no download: TimeoutError"
+        ):
+            load_tasks("mnist", tmp_path)
+    assert socket.getdefaulttimeout() is None
 
 
 def test_folder_that_cannot_be_made_is_named(tmp_path):

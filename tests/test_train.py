@@ -17,6 +17,7 @@ from cldiff.files import load_tensors, save_tensors
 from cldiff.learner import Learner, TrainingError
 from cldiff.methods import METHODS, Method
 from cldiff.train import first_task_path, pick_device, train
+from cldiff.work import make_run
 
 
 def test_train_yields_after_the_optimiser_step(three):
@@ -508,6 +509,18 @@ def test_what_cannot_be_compiled_is_one_line(three, monkeypatch):
         next(train(tiny(compiled=True), three))
 
 
+def test_a_python_that_torch_does_not_compile_for_is_one_line(monkeypatch):
+    """A bare RuntimeError, of torch.compile itself."""
+
+    def refuse(*words, **how):
+        raise RuntimeError("torch.compile is not supported on Python 3.15+")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    said = r"^torch.compile failed \(torch.compile is not supported on Python 3.15\+\): use compiled=False$"
+    with pytest.raises(TrainingError, match=said):
+        make_run(tiny(compiled=True), Path("/nowhere"), device="cpu", first_task_only=True)
+
+
 # Devices
 
 
@@ -525,6 +538,20 @@ def test_an_unknown_device_is_named_with_the_known_ones():
 def test_a_missing_gpu_is_an_error():
     with pytest.raises(ValueError, match="no GPU.*expected 'auto' or 'cpu'"):
         pick_device("cuda")
+
+
+def test_a_gpu_that_this_torch_cannot_use_is_named(monkeypatch):
+    def refuse(*words, **how):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nCUDA kernel errors")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", refuse)
+    for name in ("auto", "cuda"):
+        with pytest.raises(
+            Problem, match="^the GPU of this machine .*for execution on the device.: 'cpu' does without"
+        ):
+            pick_device(name)
+    assert pick_device("cpu").type == "cpu"
 
 
 def test_deterministic_switches_torch_to_algorithms_that_repeat(three, monkeypatch):

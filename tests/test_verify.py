@@ -11,7 +11,7 @@ from conftest import tiny
 
 from cldiff import Measurer
 from cldiff.errors import Problem
-from cldiff.files import save_tensors
+from cldiff.files import file_sha256, save_tensors
 from cldiff.results import WEIGHTS, ResultError
 from cldiff.train import train
 from cldiff.unet import UNet, load_unet, save_unet
@@ -36,19 +36,20 @@ def command(folder) -> subprocess.CompletedProcess:
 
 def test_fresh_samples_agree_with_the_scores_and_are_not_the_published_ones(published):
     table = verify(published)
-    assert table.task.tolist() == [k for k in range(1, 6) for _ in range(2)] and set(table.samples) == {64}
+    assert table.task.tolist() == [k for k in range(1, 6) for _ in range(3)] and set(table.samples) == {64}
     assert table.z.abs().max() <= LIMIT and (table.error > 0).all()
     scores = pd.read_csv(published / "scores.csv")
-    last = scores[(scores.after_task == 5) & (scores.split == "train") & (scores.metric == "fid")]
-    fid = table[table.metric == "fid"]
-    assert fid.published.tolist() == pytest.approx(last.value.tolist()) and (fid.fresh != fid.published).all()
+    for metric, split in (("fid", "train"), ("fid, test", "test")):
+        last = scores[(scores.after_task == 5) & (scores.split == split) & (scores.metric == "fid")]
+        fid = table[table.metric == metric]
+        assert fid.published.tolist() == pytest.approx(last.value.tolist()) and (fid.fresh != fid.published).all()
 
 
 def test_fewer_samples_are_compared_with_the_fid_of_as_many(published):
     table = verify(published, drawn=40)
     scores = pd.read_csv(published / "scores.csv")
     by_n = scores[(scores.metric == "fid_by_n") & (scores.n == 32)]
-    assert set(table.samples) == {32}
+    assert set(table.samples) == {32} and set(table.metric) == {"fid", "accuracy"}
     assert table[table.metric == "fid"].published.tolist() == pytest.approx(by_n.value.tolist())
 
 
@@ -65,6 +66,28 @@ def copy(published, tmp_path):
     del result["sha256"][WEIGHTS]
     (folder / "result.json").write_text(json.dumps(result))
     return folder
+
+
+def forge(folder, value, **where) -> None:
+    """Writes another value into scores.csv, and its hash into result.json, which then vouches for it."""
+    scores = pd.read_csv(folder / "scores.csv")
+    rows = (scores[list(where)] == pd.Series(where)).all(axis=1)
+    assert rows.sum() == 1
+    scores.loc[rows, "value"] = value
+    scores.to_csv(folder / "scores.csv", index=False)
+    result = json.loads((folder / "result.json").read_text())
+    result["sha256"]["scores.csv"] = file_sha256(folder / "scores.csv")
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_an_invented_score_with_the_right_hash_is_found(copy):
+    after = {"after_task": 5, "eval_task": 2, "extractor": "lenet"}
+    forge(copy, 0.5, metric="fid", split="test", **after)
+    table = verify(copy)
+    assert table[(table.task == 2) & (table.metric == "fid, test")].z.item() > LIMIT
+    forge(copy, 0.5, metric="fid", split="train", **after)
+    with pytest.raises(ResultError, match="two values of the FID of task 2 in scores.csv"):
+        verify(copy)
 
 
 def test_the_weights_of_another_run_are_named(published, copy):

@@ -60,6 +60,34 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
     return table, note
 
 
+def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Average FID against test images of the methods whose FID others published, also as a multiple of joint
+    training's, in the published order of the first data set; and how far the orders agree.
+
+    found: outcomes() of our scores. published: the rows of tests/targets.csv of `check` "benchmark", named
+    dataset/method.
+    """
+    names = published.name.str.split("/", expand=True)
+    table = published.assign(of="published, " + names[0], method=names[1]).pivot(
+        index="method", columns="of", values="value"
+    )
+    table = table[("published, " + names[0]).unique()]
+    # Of several rows of a method the one whose options are the defaults, which no label names.
+    labels = scores.groupby("method").label.agg(lambda of: min(of.unique(), key=len))
+    table["ours"] = labels.map(found.groupby("label").fid.mean())
+    table = table.dropna().sort_values(table.columns[0])
+    agreement = table.corr("spearman")["ours"].drop("ours")
+    note = (
+        f"{seeds_note(scores)}; average FID against test images, in brackets as a multiple of joint training's. "
+        "Extractors and networks differ: orders and multiples compare, FIDs do not. Rank correlation with ours: "
+        + ", ".join(f"{value:.2f} ({name})" for name, value in agreement.items())
+        + f". Published: {published.source.iloc[0]}."
+    )
+    ratios = table / table.loc["joint"]
+    cells = {name: [f"{fid:.1f} (x {r:.1f})" for fid, r in zip(table[name], ratios[name])] for name in table}
+    return pd.DataFrame({"": [METHODS[method].label for method in table.index], **cells}), note
+
+
 def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame:
     """What each label costs, the index: "time", of training, finetuning of the same seed and machine being 1, mean over
     seeds, NaN where there is none; "passes" in a step, see Method.passes; "images" and "bytes" held, see Method.held,

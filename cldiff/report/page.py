@@ -8,6 +8,7 @@ import html
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -76,6 +77,14 @@ class PageError(Problem):
     """A notebook that no page can be made of; the message is one line."""
 
 
+class Exporter(HTMLExporter):
+    """With the templates of this Python's nbconvert, where it has them: not with anybody's own of the same names."""
+
+    def get_prefix_root_dirs(self) -> list[str]:
+        own = Path(sys.prefix, "share", "jupyter")
+        return [str(own)] if (own / "nbconvert" / "templates" / "basic").exists() else super().get_prefix_root_dirs()
+
+
 def kept(tag: str, name: str, value: str) -> bool:
     """Attributes that neither run nor load anything."""
     return (
@@ -99,16 +108,20 @@ def page(notebook: str | Path) -> str:
         nbformat.validate(book)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
         raise PageError(f"{notebook}: no notebook to read ({type(error).__name__})") from None
-    exporter = HTMLExporter(
-        template_name="basic",
-        extra_loaders=[DictLoader({"page.html.j2": TEMPLATE})],
-        template_file="page.html.j2",
-        anchor_link_text="",
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        config=Config(NbConvertBase={"display_data_priority": SHOWN}),
-    )
-    body, _ = exporter.from_notebook_node(book)
+    try:
+        exporter = Exporter(
+            template_name="basic",
+            extra_loaders=[DictLoader({"page.html.j2": TEMPLATE})],
+            template_file="page.html.j2",
+            anchor_link_text="",
+            exclude_input_prompt=True,
+            exclude_output_prompt=True,
+            config=Config(NbConvertBase={"display_data_priority": SHOWN}),
+        )
+        body, _ = exporter.from_notebook_node(book)
+    except ValueError as error:
+        cause = str(error).partition("\n")[0].rstrip(":")
+        raise PageError(f"{notebook}: nbconvert makes no page of it ({cause}): reinstall nbconvert") from None
     body = bleach.clean(body, tags=TAGS, attributes=kept, protocols={"http", "https", "mailto", "data"})
     for pattern, text in REPAIRS:
         body = re.sub(pattern, text, body, flags=re.S)

@@ -53,6 +53,26 @@ def mean_and_error(values: pd.Series, digits: int) -> str:
     return f"{values.mean():.{digits}f}" + (f" ± {values.sem():.{digits}f}" if len(values) > 1 else "")
 
 
+def contrasts_table(table: pd.DataFrame) -> pd.DataFrame:
+    """contrasts.compared() as a table to print: means, difference or ratio with its interval, p and corrected p."""
+    return pd.DataFrame(
+        {
+            "contrast": table.question,
+            "first": table["first"],
+            "second": table["second"],
+            "outcome": table.outcome.str.upper(),
+            "first's mean": table["mean of the first"].map("{:.2f}".format),
+            "second's mean": table["mean of the second"].map("{:.2f}".format),
+            "difference": [
+                f"x {d:.2f} [{low:.2f}, {high:.2f}]" if ratio else f"{d:+.2f} [{low:+.2f}, {high:+.2f}]"
+                for d, low, high, ratio in zip(table.difference, table.low, table.high, table.ratio)
+            ],
+            "p": table.p.map("{:.3g}".format),
+            "p, Holm": table.holm.map("{:.3g}".format),
+        }
+    )
+
+
 def sizes(n: pd.Series) -> str:
     """ "250", or "70 to 72" where the tasks differ."""
     return str(n.min()) if n.min() == n.max() else f"{n.min()} to {n.max()}"

@@ -1,0 +1,143 @@
+"""The parts of README.md and docs/protocol.md that follow from results and code, written between their markers.
+
+A part NAME stands between the lines <!-- NAME: `python -m cldiff readme` writes this part --> and <!-- /NAME -->.
+"""
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+from ..errors import Problem
+from ..findings import FINETUNING
+from ..methods import METHODS
+from ..results import load_scores
+from ..rows import STUDY
+from ..run import Run
+from ..stats import summarise
+from ..study import PROFILES
+from ..tasks import DATASETS
+from .tables import mean_and_error
+
+VERDICTS = (
+    "digits-long/findings-digits",
+    "small/findings-mnist",
+    "small/findings-fashion_mnist",
+)  # of figures/, as .md
+LEADERBOARD = Path("figures/benchmark-digits/leaderboard-digits.md")
+SHOWN = ("digits", "small", "paper-cpu", "paper")  # the profiles whose parameters are listed
+
+
+def table_of(path: Path) -> list[list[str]]:
+    """The cells of the first table of a Markdown file, its head first."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
+    return [row for row in cells if not set("".join(row)) <= set("-: ")]
+
+
+def written(rows: list[list[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+
+
+def results(profile: str = "small", dataset: str = "mnist") -> str:
+    """What became of finetuning and replay, in the published runs, and who leads the benchmark."""
+    scores = load_scores(Path("results", profile), dataset, STUDY)
+    summary = summarise(scores)
+
+    def value(label: str, metric: str, kind: str, digits: int) -> str:
+        return mean_and_error(summary[(summary.label == label) & (summary.metric == metric)][kind], digits)
+
+    floor = scores[
+        (scores.metric == "fid_floor") & (scores.split == "train") & (scores.extractor == "lenet")
+    ].value.mean()
+    steps, replay = PROFILES[profile].settings["steps"], "Experience replay, weight 1"
+    head, *board = table_of(LEADERBOARD)
+    fid = {row[0]: row[head.index("FID, test ↓")] for row in board}
+    return (
+        f"On {DATASETS[dataset].title}, {steps:,} steps a task, finetuning ends at an average FID of "
+        f"{value(FINETUNING, 'fid', 'average', 0)} where real images have {floor:.0f}, and bits per dimension hardly "
+        f"notice: {value(FINETUNING, 'bpd', 'average', 2)}, of which forgetting is "
+        f"{value(FINETUNING, 'bpd', 'forgetting', 2)}. Experience replay ends at {value(replay, 'fid', 'average', 0)}. "
+        f"On the digits, among {len(board)} methods of the field ([leaderboard]({LEADERBOARD})): finetuning "
+        f"{fid[FINETUNING]}, experience replay {fid[replay]}, distilled replay {fid['Distilled replay, weight 1']}, "
+        f"generative distillation {fid['Generative distillation, weight 1']}. Mean and standard error over three seeds."
+    )
+
+
+def verdicts() -> str:
+    """The seven findings, and whether they hold on each data set."""
+    found = [table_of(Path("figures", f"{name}.md")) for name in VERDICTS]
+    titles = [f"[{DATASETS[name.split('-')[-1]].title}](figures/{name}.md)" for name in VERDICTS]
+    # In the words of 28 pixels: at 8 the late timestep is another one.
+    rows = [[row[0], row[1], *(table[k][-1] for table in found)] for k, row in enumerate(found[1]) if k]
+    return written([["", "finding of the study", *titles], *rows])
+
+
+def form(value: object) -> str:
+    return (
+        " ".join(map(str, value))
+        if isinstance(value, (tuple, list))
+        else f"{value:g}"
+        if type(value) is float
+        else str(value)
+    )
+
+
+def parameters() -> str:
+    """Every parameter of a run: its meaning, its default, and the profiles' values where they differ."""
+    skipped = ("dataset", "method", "weight", "options", "seed")
+    rows = [
+        [f"`{f.name}`", f.metadata["help"], form(f.default)]
+        + [form(PROFILES[name].settings[f.name]) if f.name in PROFILES[name].settings else "" for name in SHOWN]
+        for f in fields(Run)
+        if f.name not in skipped
+    ]
+    return written([["parameter", "meaning", "default", *(f"`{name}`" for name in SHOWN)], *rows])
+
+
+def methods() -> str:
+    """Every method with its weight, its price of a step and its options."""
+    rows = []
+    for name, method in METHODS.items():
+        options = "; ".join(
+            f"`{f.name}` {form(f.default)}: {f.metadata['help']}"
+            for f in fields(method.Options)
+            if f.default is not MISSING
+        )
+        weight = "" if method.weight is None else f"{method.weight:g}"
+        rows.append([f"`{name}`", method.label, weight, str(method.passes), options])
+    return written([["method", "in tables", "weight", "passes", "options, their defaults and meaning"], *rows])
+
+
+def datasets() -> str:
+    rows = [[f"`{n}`", d.title, str(d.classes), str(d.tasks), str(d.colours)] for n, d in DATASETS.items()]
+    return written([["data set", "title", "classes", "tasks", "colours"], *rows])
+
+
+PARTS = {
+    Path("README.md"): (results, verdicts),
+    Path("docs/protocol.md"): (parameters, methods, datasets),
+}
+
+
+def filled(path: Path) -> str:
+    """The text of a page with its generated parts. Raises Problem where a marker is missing."""
+    text = path.read_text(encoding="utf-8")
+    for part in PARTS[path]:
+        start, end = (
+            f"<!-- {part.__name__}: `python -m cldiff readme` writes this part -->\n",
+            f"<!-- /{part.__name__} -->",
+        )
+        before, _, rest = text.partition(start)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise Problem(f"{path} lacks the lines {start.strip()} and {end}, between which that part goes")
+        text = f"{before}{start}{part()}\n{end}{after}"
+    return text
+
+
+def write_all() -> None:
+    """Raises Problem where a page lacks a marker; then nothing is written."""
+    texts = {path: filled(path) for path in PARTS}
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")
+    print(f"{' and '.join(map(str, PARTS))} are up to date")
