@@ -58,7 +58,7 @@ def pytest_configure(config):
     if name := config.getoption("--device"):
         try:
             pick_device(name)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise pytest.UsageError(str(error)) from None
 
 
