@@ -38,28 +38,42 @@ class Places:
     def __init__(self):
         self.there = {}  # the reference keeps a storage's address from being given away again
 
-    def key(self, x: Tensor) -> int:
+    def storage(self, x: Tensor) -> torch.UntypedStorage:
         while torch._C._functorch.is_functorch_wrapped_tensor(x):
             x = torch._C._functorch.get_unwrapped(x)
         return x.untyped_storage()
 
     def of(self, x: Tensor) -> torch.device:
-        return GPU if self.key(x)._cdata in self.there else CPU
+        return GPU if self.storage(x)._cdata in self.there else CPU
 
     def put(self, x: Tensor) -> None:
-        storage = self.key(x)
+        storage = self.storage(x)
         self.there[storage._cdata] = StorageWeakRef(storage)
 
 
 class Watched:
-    """quiet: whether waiting is an error now; asked: the device that is asked for by name."""
+    """quiet: whether waiting is an error now; asked: the device that is asked for by name; forks: how often the state of
+    the GPU's global generator was kept and given back."""
 
     def __init__(self):
-        self.places, self.quiet, self.asked = Places(), False, None
+        self.places, self.quiet, self.asked, self.forks = Places(), False, None, 0
+
+    def forked(self, state: Tensor, device: torch.device) -> None:
+        self.forks += 1
 
     def waits(self, why: str) -> None:
         if self.quiet:
             raise Waits(why)
+
+
+def looks_at_numbers(func, args: tuple, kwargs: dict) -> bool:
+    """Whether what comes out, or its shape, cannot be known without them."""
+    if func.overloadpacket in BY_MASK:
+        return any(x.dtype in (torch.bool, torch.uint8) for x in args[1] if x is not None)
+    shape_is_given = kwargs.get("output_size") is not None
+    return torch.Tag.data_dependent_output in func.tags or (
+        torch.Tag.dynamic_output_shape in func.tags and not shape_is_given
+    )
 
 
 class Operations(TorchDispatchMode):
@@ -83,11 +97,7 @@ class Operations(TorchDispatchMode):
         elif GPU in at:
             if any(place == CPU and x.ndim > 0 for x, place in zip(tensors, at)):
                 raise Mixed(f"{func}: {', '.join(f'{tuple(x.shape)} on {p.type}' for x, p in zip(tensors, at))}")
-            counts = any(x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(args[1])) if kind in BY_MASK else (
-                torch.Tag.data_dependent_output in func.tags
-                or (torch.Tag.dynamic_output_shape in func.tags and kwargs.get("output_size") is None)
-            )  # fmt: skip
-            if counts:
+            if looks_at_numbers(func, args, kwargs):
                 self.watched.waits(f"{func} looks at numbers")
         found = func(*args, **kwargs)
         if target == GPU:
@@ -166,10 +176,10 @@ def gpu():
     with (
         mock.patch.object(torch, "Generator", Generator),
         mock.patch.object(torch, "load", load_to),
-        mock.patch.object(torch, "autocast", lambda kind, dtype: autocast("cpu", dtype)),
+        mock.patch.object(torch, "autocast", lambda kind, dtype: autocast({"cuda": "cpu"}[kind], dtype)),
         mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", group),
         mock.patch.object(torch.cuda, "get_rng_state", lambda device: torch.empty(0)),
-        mock.patch.object(torch.cuda, "set_rng_state", lambda state, device: None),
+        mock.patch.object(torch.cuda, "set_rng_state", watched.forked),
         mock.patch.object(torch.cuda, "get_device_name", lambda device: "a pretended GPU"),
         Words(watched),
         Operations(watched),

@@ -33,6 +33,7 @@ def test_a_run_on_a_gpu_is_the_run_on_a_cpu_and_no_step_waits(method, three, wit
     with gpu() as watched:
         within(lambda quiet: setattr(watched, "quiet", quiet))
         found, record = outcome(run, two, "cuda")
+    assert watched.forks >= 4  # dropout draws from the GPU's global generator, in each step
     assert same(found, expected)
     assert all(map(torch.equal, record.pop("samples"), recorded.pop("samples")))
     for name, rows in recorded.items():  # LAPACK rounds by where in memory a matrix lies
