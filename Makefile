@@ -6,6 +6,7 @@ CORES   := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESS
 JOBS    ?= $(if $(filter paper,$(PROFILE)),1,$(CORES))
 DEVICE  ?= auto
 CHECKPOINT ?= 300
+BUDGET  ?= 1h
 CLUSTER ?=
 SHARED  ?=
 VENV    ?= .venv
@@ -25,8 +26,8 @@ export PYTHONUTF8 := 1
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX
 
-.PHONY: help setup setup-test setup-bench setup-browser setup-cluster paper benchmark targets test test-all test-faults check-paper verify bench lab \
-        test-browser lint colab clean
+.PHONY: help setup setup-test setup-bench setup-browser setup-cluster paper benchmark targets test test-all test-faults check-paper verify bench \
+        gpu-day lab test-browser lint colab clean
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
@@ -42,6 +43,7 @@ help:
 	@echo 'make check-paper  finished runs of PROFILE against the paper'"'"'s protocol and tests/targets.csv'
 	@echo 'make verify   fresh samples from the published weights of PROFILE against its published scores'
 	@echo 'make bench    training, sampling, bound and FID against other libraries; results/bench and figures/bench'
+	@echo 'make gpu-day  the first hours with a GPU: tests, speed, what the paper will take, and then its runs, for BUDGET=$(BUDGET)'
 	@echo 'make colab    a set-up cell and badges for Google Colab, with the address of the git remote origin'
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
 	@echo
@@ -49,7 +51,7 @@ help:
 	@echo '                small (a GPU, or hours), paper-cpu (days), paper (a large GPU)'
 	@echo 'SEEDS=$(SEEDS)         repetitions of each run'
 	@echo 'JOBS=$(JOBS)          runs at the same time'
-	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda'
+	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda; of make test: cuda or cpu is tested, instead of the rest'
 	@echo 'CHECKPOINT=$(CHECKPOINT)  seconds of training that a kill can cost, at most'
 	@echo 'CLUSTER=$(CLUSTER)        address of a Dask scheduler whose workers make the runs, or local: docs/running.md'
 	@echo 'SHARED=$(SHARED)         folder that all workers of the cluster have, for checkpoints'
@@ -110,8 +112,9 @@ $(FIRST_TASKS) $(RUNS) $(FIGURES) $(PAPER) $(PAGE):
 	@echo 'make    $(patsubst %/result.json,%,$@)' || :
 	@$(BIN)/python -m cldiff make $(PROFILE) $@
 
+# On a device that is named: what can be asked of a real one alone.
 test: setup-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(filter auto,$(DEVICE)),-n $(CORES) --dist loadfile -m "not slow",-q --device $(DEVICE) tests/test_gpu.py)
 
 # The long ones alone may be asked for with SLOW="-m slow".
 test-all: setup-test
@@ -147,6 +150,9 @@ bench: setup-bench
 # On this machine only and with a token, as Jupyter does by default.
 lab: setup
 	cd ./notebooks && env -u OMP_NUM_THREADS $(BIN)/jupyter lab start.ipynb $(LAB_OPTIONS)
+
+gpu-day: setup-test setup-bench
+	env -u OMP_NUM_THREADS $(BIN)/python tests/gpu_day.py --budget $(BUDGET) $(if $(filter command environment,$(origin PROFILE)),--profile $(PROFILE))
 
 setup-browser: $(VENV)/.installed-browser
 

@@ -112,14 +112,17 @@ class Learner:
     def model(self, task: int) -> Model:
         """The averaged network for one task, as diffusion wants it: model(x, t) predicts the noise."""
 
+        def ids(t: Tensor) -> Tensor | int:
+            return task if isinstance(self.ema, ByTask) else torch.full_like(t, task)
+
         def predict(x: Tensor, t: Tensor) -> Tensor:
             if not self.run.compiled:
-                return self.ema(x, t, torch.full_like(t, task))
+                return self.ema(x, t, ids(t))
             found = []
             for parts in zip(x.split(COMPILED), t.split(COMPILED)):  # in one shape: each other would be compiled anew
                 n = len(parts[0])
                 images, s = (torch.cat([part, part.new_zeros(COMPILED - n, *part.shape[1:])]) for part in parts)
-                guess = self._ema(images, s, torch.full_like(s, task))[:n]
+                guess = self._ema(images, s, ids(s))[:n]
                 found.append(guess.clone())  # CUDA graphs write over what they return
             return torch.cat(found)
 

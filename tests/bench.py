@@ -415,9 +415,14 @@ def measure(profiles: dict[str, Run], device: torch.device, repeats: int) -> dic
     return found
 
 
-def save(report: dict, folder: Path) -> Path:
+def machine_name(report: dict) -> str:
+    """Of its GPU or else CPU, for names of files."""
     name = re.sub(r"\((R|TM)\)|Processor|CPU|@", " ", report["machine"]["gpu"] or report["machine"]["cpu"])
-    path = folder / f"{'-'.join(name.lower().split())}.json"
+    return "-".join(name.lower().split())
+
+
+def save(report: dict, folder: Path) -> Path:
+    path = folder / f"{machine_name(report)}.json"
     write_atomically(path, lambda p: p.write_text(json.dumps(report, indent=1) + "\n"))
     return path
 

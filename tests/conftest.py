@@ -11,10 +11,12 @@ import torch
 from torch import nn
 
 from cldiff import load_tasks
-from cldiff.features import INCEPTION
+from cldiff.diffusion import Diffusion
+from cldiff.features import INCEPTION, LeNet
+from cldiff.learner import Learner
 from cldiff.run import Run
 from cldiff.tasks import Split
-from cldiff.train import train
+from cldiff.train import pick_device, train
 
 torch.set_num_threads(1)
 
@@ -40,8 +42,66 @@ TINY = dict(
 )
 
 
+OPTIONS = {  # of methods, for runs of seconds: few images, and in each step what happens in some
+    **dict.fromkeys(("ewc", "mas", "rank1", "rank1_distillation"), {"images": 2}),
+    "self_tuned": {"every": 1},
+}
+PAGE = []  # lines of what was measured, shown at the end
+
+
 def pytest_addoption(parser):
     parser.addoption("--results", help="folder of finished runs, for test_targets.py")
+    parser.addoption("--device", help="cpu or cuda, for test_gpu.py")
+
+
+def pytest_configure(config):
+    if name := config.getoption("--device"):
+        try:
+            pick_device(name)
+        except (ValueError, RuntimeError) as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in PAGE:
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def page():
+    """page(title, name=number, ...): a line for the page of what was measured."""
+    return lambda title, **found: PAGE.append(f"{title} {', '.join(f'{k} {v:.1e}' for k, v in found.items())}")
+
+
+@pytest.fixture
+def within(monkeypatch):
+    """within(tell): from now on tell(True) is called where a step begins, and sampling, the bound, losses or features;
+    tell(False) at its end. But not at a task's first step, in which methods gather what they need."""
+
+    def watch(tell):
+        deep = []
+
+        def hold(owner, name, when=lambda self: True):
+            real = getattr(owner, name)
+
+            def held(self, *words, **named):
+                deep.append(bool(deep and deep[-1]) or when(self))
+                tell(deep[-1])
+                try:
+                    return real(self, *words, **named)
+                finally:
+                    deep.pop()
+                    tell(bool(deep and deep[-1]))
+
+            monkeypatch.setattr(owner, name, held)
+
+        hold(Learner, "update", lambda learner: learner.step > 0)
+        hold(Learner, "sample")
+        hold(Diffusion, "bounds")
+        hold(Diffusion, "losses")
+        hold(LeNet, "features")
+
+    return watch
 
 
 def tiny(method="finetune", **changes) -> Run:

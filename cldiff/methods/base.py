@@ -20,7 +20,7 @@ class Batch:
     """Examples of one step. The loss is the sum over examples of share * mean squared error against the target."""
 
     x0: Tensor  # (B, C, H, W), images in [-1, 1]
-    task: Tensor  # int64 (B,), task IDs from 0
+    task: Tensor | int  # int64 (B,), task IDs from 0; that of all, where networks are chosen by it (networks.ByTask)
     t: Tensor  # int64 (B,), timesteps
     noise: Tensor  # (B, C, H, W), the noise in x_t
     share: Tensor  # (B,), weight / B: examples of weight 1 sum to L_simple

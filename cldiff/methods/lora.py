@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..parameters import Parameters, number
@@ -36,4 +36,4 @@ class LoRA(Method):
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
         learner.net.net.requires_grad_(learner.task == 0)  # each step: a run that continues has not seen the task start
-        return current
+        return replace(current, task=learner.task)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..parameters import Parameters, among
-from .base import Method
+from .base import Batch, Method
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +32,9 @@ class Separate(Method):
         from ..networks import Networks
 
         return Networks([net, *(type(net)(**net.arguments) for _ in range(1, net.tasks))])
+
+    def batch(self, learner: Learner, current: Batch) -> Batch:
+        return replace(current, task=learner.task)
 
     def start_task(self, learner: Learner) -> None:
         old, new = learner.net.nets[learner.task - 1 : learner.task + 1]

@@ -1,0 +1,184 @@
+"""What gpu_day.py predicts without a GPU, and its way through a day, on a CPU."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gpu_day
+import pytest
+import torch
+from bench import SIZES, TASKS
+from conftest import tiny
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cldiff.study import runs
+from cldiff.unet import UNet
+
+ROOT = Path(__file__).parents[1]
+RUN = tiny(channels=16, multipliers=(1, 2), attention=4, dropout=0.0)
+
+
+def network(run) -> UNet:
+    shape = (run.channels, run.multipliers, run.blocks, run.attention, run.dropout, 1, run.patch)
+    return UNet(SIZES[run.dataset][0], TASKS, *shape).to(memory_format=torch.channels_last)
+
+
+def test_the_flops_of_an_image_are_those_of_its_products():
+    found = []
+
+    def count(module, inputs, output):
+        weight = getattr(module, "weight", None)
+        if isinstance(module, torch.nn.Conv2d):
+            found.append(2 * weight.numel() * output.shape[2] * output.shape[3])
+        elif isinstance(module, torch.nn.Linear):
+            found.append(2 * weight.numel() * output.numel() // output.shape[-1])
+        elif hasattr(module, "qkv"):  # attention: queries with keys, and weights with values
+            _, channels, height, width = output.shape
+            found.append(2 * 2 * (height * width) ** 2 * channels)
+
+    net = network(RUN)
+    for module in net.modules():
+        module.register_forward_hook(count)
+    net(torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    assert gpu_day.on_paper(RUN, 3)[0] == sum(found)
+
+
+class Alive(TorchDispatchMode):
+    """The storages of all results."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor):
+                storage = x.untyped_storage()
+                self.found[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return result
+
+    def bytes(self) -> int:
+        return sum(size for reference, size in self.found.values() if not reference.expired())
+
+
+@pytest.mark.parametrize("precision", ("float32", "bfloat16"))
+def test_the_memory_of_a_step_is_what_is_still_there_after_the_forward_pass(precision):
+    """On a CPU, whose rules of precision are others."""
+    run, net, n = replace(RUN, precision=precision), network(RUN), 32
+    x, t, task = torch.randn(n, 1, 8, 8), torch.zeros(n, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    with Alive() as alive, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        loss = net(x, t, task).float().square().sum()
+    own = {p.untyped_storage()._cdata for p in net.parameters()}
+    alive.found = {key: value for key, value in alive.found.items() if key not in own}
+    assert gpu_day.on_paper(run, n, "cpu")[1] == pytest.approx(alive.bytes(), rel=0.02) and loss.requires_grad
+
+
+def test_a_gpu_keeps_more_than_half_of_float32_in_half_precision():
+    """Its norms are float32: what is fast to say is wrong by a third."""
+    whole, half = (gpu_day.on_paper(replace(RUN, precision=p), 64)[1] for p in ("float32", "bfloat16"))
+    assert 0.5 < half / whole < 1
+    assert gpu_day.on_paper(RUN, 128)[1] == pytest.approx(2 * whole, rel=0.01)
+    assert not torch.is_autocast_enabled("cuda")
+
+
+def test_what_running_md_says_is_what_is_predicted():
+    text = (ROOT / "docs" / "running.md").read_text()
+    for line in gpu_day.predict("paper").splitlines():
+        assert line in text
+
+
+def started(folder, *words):
+    """A day in a repository of its own, on a CPU, with the runs of a profile of seconds. Its tests and bench.py, which
+    take minutes, are not made."""
+    code = f"""
+import json, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import gpu_day
+gpu_day.RATED = 2
+rows = [dict(job=job, who="cldiff", profile="smoke", value=100.0) for job in ("train", "sample", "bpd", "fid")]
+gpu_day.PARTS["tests"] = (lambda words, path: path.write_text("passed"), "-tests.txt")
+gpu_day.PARTS["bench"] = (lambda words, path: path.write_text(json.dumps(dict(rows=rows))), ".json")
+sys.argv[1:] = {["--device", "cpu", "--profile", "smoke", *words]!r}
+gpu_day.main()
+"""
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for words in (["init", "-q"], ["config", "user.name", "a"], ["config", "user.email", "a@b.c"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    (tmp_path / gpu_day.OUT).mkdir(parents=True)
+    return tmp_path
+
+
+def log(repository) -> list[str]:
+    words = ["git", "log", "--reverse", "--format=%s"]
+    return subprocess.run(words, cwd=repository, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_a_day_commits_what_is_finished_and_goes_on_where_it_was(repository):
+    done = started(repository, "--budget", "1s")  # over before the first run
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" on ")[0] for line in log(repository)] == ["tests", "bench", "rates"]
+    (rates,) = (repository / gpu_day.OUT).glob("*-rates.csv")
+    assert rates.read_text().splitlines()[0] == "row,seconds" and len(rates.read_text().splitlines()) == 6
+    assert re.search(r"a table of smoke, one data set and seed: \d+\.\d hours", done.stderr)
+    (repository / "other").write_text("somebody's")
+    subprocess.run(["git", "add", "other"], cwd=repository, check=True)
+    done = started(repository, "--budget", "10m")
+    assert done.returncode == 0, done.stderr
+    assert "-rates.csv is there" in done.stderr
+    names = [run.name for run in runs("smoke")]
+    assert len(log(repository)) == 3 + len(names) and "other" not in "".join(log(repository))
+    tracked = subprocess.run(
+        ["git", "ls-tree", "-r", "--name-only", "HEAD"], cwd=repository, capture_output=True, text=True
+    )
+    assert all(f"results/smoke/{name}/result.json" in tracked.stdout for name in names)
+    assert "other" not in tracked.stdout.split()
+
+
+@pytest.mark.slow
+def test_tests_that_fail_end_the_day(repository):
+    (repository / "tests").mkdir()
+    (repository / "tests" / "test_gpu.py").write_text("def test_wrong():\n    assert False\n")
+    (repository / "tests" / "conftest.py").write_text(
+        "def pytest_addoption(parser):\n    parser.addoption('--device')\n"
+    )
+    words = [sys.executable, str(ROOT / "tests" / "gpu_day.py"), "--device", "cpu", "--profile", "smoke"]
+    done = subprocess.run(words, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: the tests fail on this")
+    assert not list((repository / gpu_day.OUT).iterdir())
+
+
+@pytest.mark.parametrize("words, line", [
+    ([], "error: device 'cuda': no GPU [^\\n]*"),
+    (["--budget", "soon", "--device", "cpu"], "error: budget 'soon': expected [^\\n]*"),
+    (["--profile", "papre", "--device", "cpu", "--predict"], "error: unknown profile 'papre'; known: [^\\n]*"),
+])  # fmt: skip
+def test_what_cannot_be_done_is_one_line(words, line, monkeypatch):
+    if not words and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.setattr(sys, "argv", ["gpu_day.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        gpu_day.main()
+    assert re.fullmatch(line, stopped.value.code)
+
+
+def test_hours_are_those_of_the_measured_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_day, "OUT", tmp_path)
+    (tmp_path / "x-rates.csv").write_text(
+        "row,seconds\n" + "".join(f"{name},{s}\n" for name, s in zip("abcde", (1, 1, 2, 2, 2)))
+    )
+    huge = dict.fromkeys(("train", "sample", "bpd"), 1e30) | {"fid": 0}
+    rows = [{"job": job, "who": "cldiff", "profile": "paper", "value": value} for job, value in huge.items()]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
+    assert gpu_day.hours("paper", "x") == pytest.approx(20_000 * (1 + 4 * 8) / 3600)
