@@ -35,7 +35,11 @@ class Run(Parameters):
     buffer: int = number(200, 1, help="images kept for each past task (methods that replay, and the buffer's curves)")
     pool: int = number(5_000, 1, help="images drawn for each past task (methods that replay what the model draws)")
     pool_steps: int = number(50, 1, help="DDIM steps for each of them")
-    precision: str = among("float32", ("float32", "bfloat16"), help="of training; metrics are float32 or better")
+    precision: str = among(
+        "float32",
+        ("float32", "bfloat16"),
+        help="of training; metrics are float32, as torch has it: TF32 in a GPU's convolutions",
+    )
     deterministic: bool = flag(False, help="on a GPU: only algorithms that repeat bit for bit")
     compiled: bool = flag(False, help="the network by torch.compile, with CUDA graphs on a GPU", later=True)
     # Model
