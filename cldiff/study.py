@@ -142,6 +142,12 @@ PROFILES = {
     "small": Profile(
         "MNIST and Fashion-MNIST, a small U-Net, 1,000 steps a task", _GREY, _SMALL, sweep="small-sweep", published=True
     ),
+    "more": Profile(
+        "KMNIST and CIFAR-10 with the settings of small, and its weight of L2 on MNIST",
+        {"kmnist": {}, "cifar10": {"attention": 16}},
+        _SMALL,
+        tuple(row._replace(weight=0.001) if row.method == "l2" else row for row in STUDY),
+    ),
     "paper-cpu": Profile(
         "the study's 20,000 steps a task where there is no GPU: hours for each run",
         _GREY,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cldiff import files, tasks
+from cldiff import files, loaders, tasks
 from cldiff.tasks import DATASETS, DataError, load_tasks, to_model, to_uint8
 
 DATA = Path(__file__).parents[1] / "data"
@@ -235,7 +235,7 @@ def test_data_in_a_folder_that_is_read_only_are_read(raw, monkeypatch):
     def refuse(*words, **how):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tasks, "locked", refuse)
+    monkeypatch.setattr(loaders, "locked", refuse)
     assert counts(load_tasks("mnist", raw.parents[1]), "test") == {label: 10 for label in range(10)}
     (raw / MNIST_FILES[0]).unlink()
     with pytest.raises(DataError, match=re.escape(f"cannot write to the data folder {raw}: Permission denied")):
