@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .methods import METHODS
 from .parameters import Parameters, among, flag, number
-from .tasks import DATASETS
+from .tasks import DATASETS, ORDERS
 
 PROTOCOL = 2  # raised when the meaning of a number changes; results of another protocol are not mixed
 
@@ -26,7 +26,9 @@ class Run(Parameters):
     )
     seed: int = number(0, 0, 2**31 - 1, help="of everything that is drawn")
     # Training
-    tasks: int = number(0, 0, help="the first so many tasks of the data set alone; 0: all", later=True)
+    tasks: int = number(0, 0, help="the first so many tasks of the sequence alone; 0: all", later=True)
+    order: str = among("label", ORDERS, help="of the tasks; shuffled: drawn by the seed", later=True)
+    classes_per_task: int = number(2, 1, help="a divisor of the number of classes", later=True)
     steps: int = number(20_000, 1, help="gradient steps for each task")
     batch: int = number(128, 1, help="images of the current task in a step; replay adds as many")
     learning_rate: float = number(2e-4, 1e-12, 1, help="of Adam")
@@ -69,7 +71,13 @@ class Run(Parameters):
                 f"curve_every={self.curve_every}: expected a divisor of steps={self.steps}, "
                 "so that each task ends with a point of the curves"
             )
-        most = DATASETS[self.dataset].tasks
+        classes = DATASETS[self.dataset].classes
+        most, rest = divmod(classes, self.classes_per_task)
+        if rest or most < 2:
+            raise ValueError(
+                f"classes_per_task={self.classes_per_task}: expected a divisor of {classes}, the classes of "
+                f"{self.dataset}, and two tasks or more"
+            )
         if self.tasks == 1 or self.tasks > most:
             raise ValueError(f"tasks={self.tasks}: expected 0 (all of {self.dataset}), or 2 .. {most}")
         for name in ("pool_steps", "sample_steps", "bound_terms"):
@@ -88,6 +96,11 @@ class Run(Parameters):
                 known = ", ".join(method.Options.names()) or "it has none"
                 raise ValueError(f"unknown option {name!r} of {self.method}; known: {known}")
         object.__setattr__(self, "options", method.Options(**self.options).changes())
+
+    @property
+    def sequence(self) -> dict:
+        """The parameters of the sequence of tasks, as tasks.sequence() and load_tasks() take them."""
+        return {"first": self.tasks, **{name: getattr(self, name) for name in ("order", "classes_per_task", "seed")}}
 
     @property
     def name(self) -> str:

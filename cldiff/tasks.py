@@ -9,11 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .lazy import torch
 from .loaders import DataError, Split, cut, load_cifar10, load_digits, load_idx, load_packed_idx
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# Orders of tasks: (array, seed) -> array.
+ORDERS = {
+    "label": lambda tasks, seed: tasks,
+    "reversed": lambda tasks, seed: tasks[::-1],
+    "shuffled": lambda tasks, seed: np.random.default_rng([seed, len(tasks)]).permutation(tasks),
+}
 
 
 @dataclass(frozen=True)
@@ -37,9 +47,18 @@ def to_uint8(x: Tensor) -> Tensor:
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def load_tasks(dataset: str, root: str | Path = "data", first: int = 0) -> list[Task]:
-    """The tasks of a data set of DATASETS: its classes in label order, two for each task, {0, 1}, {2, 3}, ...; the
-    first so many, or all (0).
+def sequence(
+    dataset: str, first: int = 0, order: str = "label", classes_per_task: int = 2, seed: int = 0
+) -> list[tuple[int, ...]]:
+    """The classes of each task: those of a data set in label order, cut into tasks of so many, {0, 1}, {2, 3}, ...; the
+    tasks in this order, one of ORDERS; the first so many of them, or all (0)."""
+    starts = np.arange(0, DATASETS[dataset].classes, classes_per_task)
+    starts = ORDERS[order](starts, seed)[: first or None]
+    return [tuple(range(start, start + classes_per_task)) for start in starts.tolist()]
+
+
+def load_tasks(dataset: str, root: str | Path = "data", first: int = 0, **cut_and_order) -> list[Task]:
+    """The tasks of a data set of DATASETS, as sequence() lists them, whose parameters these are.
 
     root: the folder of its files, in torchvision's layout; what is missing is downloaded. Raises ValueError for an
     unknown data set, DataError for a file that is damaged or cannot be had.
@@ -55,8 +74,7 @@ def load_tasks(dataset: str, root: str | Path = "data", first: int = 0) -> list[
         )
     train, validation = cut(train, one_in=10)
     tasks = []
-    for index in range(first or known.tasks):
-        classes = tuple(range(known.classes_per_task * index, known.classes_per_task * (index + 1)))
+    for index, classes in enumerate(sequence(dataset, first, **cut_and_order)):
         of_task = [split[torch.isin(split.labels, torch.tensor(classes))] for split in (train, validation, test)]
         tasks.append(Task(index, classes, *of_task))
     return tasks
@@ -74,12 +92,7 @@ class Dataset:
     sha256: dict[str, str]  # of what it is loaded from, by name
     colours: int = 1
     classes: int = 10
-    classes_per_task: int = 2
     lenet_epochs: int = 8  # of the LeNet whose features are compared
-
-    @property
-    def tasks(self) -> int:
-        return self.classes // self.classes_per_task
 
 
 DATASETS = {

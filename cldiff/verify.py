@@ -31,7 +31,7 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
     """
     result = read_result(folder)
     run = Run(**result["run"])
-    lenet, tasks = load_lenet(run.dataset), load_tasks(run.dataset, data, run.tasks)
+    lenet, tasks = load_lenet(run.dataset), load_tasks(run.dataset, data, **run.sequence)
     if result["sha256"]["lenet"] != lenet.sha256:
         raise ResultError(f"{folder}: measured with another LeNet than this version's")
     saved = load_tensors(folder / WEIGHTS)

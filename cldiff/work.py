@@ -52,7 +52,7 @@ def make_run(
         device = pick_device(device)
         if run.compiled:
             check_compiler(device)
-        tasks = load_tasks(run.dataset, data, run.tasks)
+        tasks = load_tasks(run.dataset, data, **run.sequence)
         measure = Measurer(run, tasks, data, device)
         if measure.missing:
             print(measure.missing, file=sys.stderr)

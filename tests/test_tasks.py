@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cldiff import files, loaders, tasks
-from cldiff.tasks import DATASETS, DataError, load_tasks, to_model, to_uint8
+from cldiff.tasks import DATASETS, ORDERS, DataError, load_tasks, sequence, to_model, to_uint8
 
 DATA = Path(__file__).parents[1] / "data"
 SPLITS = ("train", "validation", "test")
@@ -60,6 +60,38 @@ def test_the_first_tasks_alone_are_those_of_all(digits):
     two = load_tasks("digits", first=2)
     assert [task.classes for task in two] == [(0, 1), (2, 3)]
     assert all(torch.equal(one.train.images, other.train.images) for one, other in zip(two, digits))
+
+
+def test_orders_are_of_the_same_tasks():
+    label, reverse = (sequence("digits", order=order) for order in ("label", "reversed"))
+    assert label == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)] and reverse == label[::-1]
+    shuffled = [sequence("digits", order="shuffled", seed=seed) for seed in range(3)]
+    assert all(sorted(tasks) == label for tasks in shuffled)
+    assert len(set(map(tuple, (label, reverse, *shuffled)))) == 5  # the three seeds of the experiment
+    assert shuffled[0] == sequence("digits", order="shuffled") == [(0, 1), (6, 7), (8, 9), (2, 3), (4, 5)]  # lasts
+
+
+@pytest.mark.parametrize("per, number", [(1, 10), (2, 5), (5, 2)])
+def test_cuts_have_each_class_once(per, number):
+    for order in ORDERS:
+        tasks = sequence("digits", order=order, classes_per_task=per)
+        assert len(tasks) == number and sorted(label for classes in tasks for label in classes) == list(range(10))
+        assert all(classes == tuple(range(classes[0], classes[0] + per)) for classes in tasks)
+
+
+def test_tasks_of_another_order_and_cut_hold_the_same_images_in_the_same_splits(digits):
+    """What is held out stays held out: of a LeNet's training images none is in another sequence's validation split."""
+    for words in ({"order": "reversed"}, {"order": "shuffled", "seed": 3}, {"classes_per_task": 1}, {"first": 0}):
+        found = load_tasks("digits", **words)
+        assert [task.index for task in found] == list(range(len(found)))
+        assert [task.classes for task in found] == sequence("digits", **words)
+        for split in SPLITS:
+            assert sorted(each_image(found, [split])) == sorted(each_image(digits, [split]))
+            assert all(set(getattr(task, split).labels.tolist()) == set(task.classes) for task in found)
+
+
+def test_the_first_tasks_of_another_order_are_its_own():
+    assert [task.classes for task in load_tasks("digits", first=2, order="reversed")] == [(8, 9), (6, 7)]
 
 
 def test_digits_use_the_whole_range_of_grey(digits):
