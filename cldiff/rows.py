@@ -81,6 +81,12 @@ AXES = (
         for settings in (*({"buffer": buffer} for buffer in _BUFFERS), _LENGTH)
     ),
 )
+# The three orders of the tasks, for finetuning, replay and the benchmark's best, each with weight 1.
+IN_ORDERS = tuple(
+    Row(method, weight, settings={"order": order})
+    for order in ("label", "reversed", "shuffled")
+    for method, weight in (("finetune", None), ("replay", 1.0), ("generative_distillation", 1.0))
+)
 
 
 def _timesteps(weight: float, **options) -> Row:

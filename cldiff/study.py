@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .files import write_atomically
 from .methods import METHODS
-from .rows import AXES, BENCHMARK, REPLAY, REPLAY_KEPT, STUDY, SWEEP, Row
+from .rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, REPLAY_KEPT, STUDY, SWEEP, Row
 from .run import Run
 
 CHOSEN = (
@@ -188,6 +188,12 @@ PROFILES = {
         dict(_PAPER_CPU, tasks=2, steps=2_000, buffer=20, bound_images=500),
         REPLAY_KEPT,
         figures=("replay",),
+    ),
+    "orders": Profile(
+        "the tasks of the digits in three orders", {"digits": {}}, _DIGITS, IN_ORDERS, figures=("orders",)
+    ),
+    "orders-mnist": Profile(
+        "the tasks of MNIST in three orders", {"mnist": {}}, _SMALL, IN_ORDERS, figures=("orders",)
     ),
     "digits-sweep": Profile(
         "weights of every method that has one, judged on validation images",

@@ -25,7 +25,7 @@ from cldiff.files import file_sha256
 from cldiff.plan import jobs
 from cldiff.report.execute import execute
 from cldiff.results import FILES, WEIGHTS
-from cldiff.rows import AXES, BENCHMARK, REPLAY, STUDY, SWEEP
+from cldiff.rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, STUDY, SWEEP
 from cldiff.study import FIGURES, row_run, runs
 from cldiff.tasks import sequence
 from cldiff.work import make_run
@@ -37,6 +37,7 @@ METHODS = len({row_run(row).label for row in BENCHMARK})  # a default weight may
 EXPERIMENTS = {  # rows, settings, and how many rows the tables have
     "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 7, "contrasts": 10}),
     "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS, "published": 6}),
+    "orders": (IN_ORDERS, {}, {"orders": 3, "contrasts": 9}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
     "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
 }
