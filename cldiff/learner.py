@@ -37,15 +37,18 @@ class Learner:
     """All that training changes: network, average, optimiser, method.
 
     `task` is the index of the current task, `step` the steps done in it, `checkpoint` where to save at any moment.
-    `record` is the caller's: what it puts there by name is part of checkpoints. `seconds` counts time by phase.
+    `begun`: the SHA-256 of the network that it started from, if any. `record` is the caller's: what it puts there by
+    name is part of checkpoints. `seconds` counts time by phase.
     """
 
-    def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu"):
+    def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu", start: dict | None = None):
+        """start: the network to begin with, see results.load_start(). Raises TrainingError if it is another one."""
         self.run, self.tasks, self.device = run, tasks, torch.device(device)
         self.diffusion = Diffusion(run.timesteps, device=self.device)
         self.task, self.step = 0, 0
         self.checkpoint: Path | None = None
         self.record: dict[str, list] = {}
+        self.begun = {"start": start["sha256"]} if start else {}
         self.seconds = {"train": 0.0, "measure": 0.0}
         self.method = METHODS[run.method](run.weight, METHODS[run.method].Options(**run.options))
         colours, _, size = tasks[0].train.images.shape[1:]
@@ -62,6 +65,8 @@ class Learner:
                 colours,
                 run.patch,
             )
+            if start:
+                self._begin(net, start)
             self.arguments, self.parameters = net.arguments, sum(p.numel() for p in net.parameters())
             self.net = self.method.build(net).to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
@@ -70,6 +75,20 @@ class Learner:
         self._weights, self._averaged = list(self.net.parameters()), list(self.ema.parameters())
         self.images = [task.train.images.to(self.device) for task in tasks]  # uint8 (N, C, H, W), to learn from
         self._restart()
+
+    def _begin(self, net: UNet, start: dict) -> None:
+        own, found = net.arguments, UNet(**start["arguments"]).arguments
+        for name in own:
+            if found[name] != own[name] and name != "dropout":
+                raise TrainingError(
+                    f"start={self.run.start}: its network has {name}={found[name]}, expected this run's {own[name]}"
+                )
+        try:
+            net.load_state_dict(start["parameters"])
+        except RuntimeError:
+            raise TrainingError(
+                f"start={self.run.start}: its network is not one U-Net for all tasks, as expected"
+            ) from None
 
     def _restart(self) -> None:
         """A new optimiser and a new average for a new task."""

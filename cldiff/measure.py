@@ -235,7 +235,7 @@ class Measurer:
             tables,
             mosaic(record["samples"]),
             learner.seconds,
-            {"data": data_sha256(self.run.dataset), **{e.name: e.sha256 for e in self.extractors}},
+            {"data": data_sha256(self.run.dataset), **learner.begun, **{e.name: e.sha256 for e in self.extractors}},
             self.device,
             {e.name: e.accuracy for e in self.extractors if e.accuracy},
             learner.method.held(learner),

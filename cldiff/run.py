@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 
 from .methods import METHODS
@@ -26,6 +27,10 @@ class Run(Parameters):
     )
     seed: int = number(0, 0, 2**31 - 1, help="of everything that is drawn")
     # Training
+    start: str = field(
+        default="",
+        metadata={"help": "the name of a finished run, whose network is the first; empty: a new one", "later": True},
+    )
     tasks: int = number(0, 0, help="the first so many tasks of the sequence alone; 0: all", later=True)
     order: str = among("label", ORDERS, help="of the tasks; shuffled: drawn by the seed", later=True)
     classes_per_task: int = number(2, 1, help="a divisor of the number of classes", later=True)
@@ -64,6 +69,8 @@ class Run(Parameters):
         if type(self.options) is not dict:
             raise TypeError(f"options={self.options!r}: expected a dict, for example {{'name': 1.0}}")
         super().__post_init__()
+        if not re.fullmatch(r"([a-z]\w*-[\w.-]+)?", self.start):
+            raise ValueError(f"start={self.start!r}: expected the name of a finished run, the last part of its folder")
         if self.channels % 8:
             raise ValueError(f"channels={self.channels}: expected a multiple of 8")
         if self.steps % self.curve_every:

@@ -56,6 +56,11 @@ SMOKE = runs("smoke")
             "classes_per_task=10: expected a divisor of 10, the classes of digits, and two tasks",
         ),
         ({"classes_per_task": 1, "tasks": 11}, "tasks=11: expected 0 (all of digits), or 2 .. 10"),
+        (
+            {"start": "results/small/weights.pt"},
+            "start='results/small/weights.pt': expected the name of a finished run",
+        ),
+        ({"start": "*"}, "start='*': expected the name of a finished run"),
         ({"early": 51}, "early=51: expected one of [0, 50,"),
     ],
 )
@@ -87,6 +92,7 @@ def test_every_parameter_is_part_of_the_name():
         "curve_every": 1,
         "timesteps": 2000,
         "order": "reversed",
+        "start": "mnist-finetune-s0-ada38114",
         "classes_per_task": 5,
         "dropout": 0.5,
     }
