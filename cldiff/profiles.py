@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from .rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, REPLAY_KEPT, STUDY, SWEEP, Row
+from .rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
+from .run import Run
 
 # The study's notebooks, each executed once for every data set; its paper is made when all of them are there.
 FIGURES = (
@@ -86,6 +87,12 @@ _PAPER_CPU = dict(
     bound_terms=20,
     bound_images=10_000,
     curve_images=100,
+)
+# From scratch, and from the network that small's replay on Fashion-MNIST ended with, whose weights are published.
+PRETRAINED = tuple(
+    row._replace(settings=settings)
+    for settings in ({"start": ""}, {"start": Run(dataset="fashion_mnist", method="replay", **_SMALL).name})
+    for row in IN_ORDERS[:3]
 )
 PROFILES = {
     "smoke": Profile(
@@ -185,6 +192,16 @@ PROFILES = {
     ),
     "orders-mnist": Profile(
         "the tasks of MNIST in three orders", {"mnist": {}}, _SMALL, IN_ORDERS, figures=("orders",)
+    ),
+    "pretrained": Profile(
+        "MNIST's tasks from scratch and from Fashion-MNIST's network",
+        {"mnist": {}},
+        _SMALL,
+        PRETRAINED,
+        figures=("pretrained",),
+    ),
+    "ten": Profile(
+        "MNIST's and Fashion-MNIST's tasks in one sequence", {"mnist_fashion": {}}, _SMALL, TEN, figures=("ten",)
     ),
     "digits-sweep": Profile(
         "weights of every method that has one, judged on validation images",

@@ -65,34 +65,51 @@ def load_tasks(dataset: str, root: str | Path = "data", first: int = 0, **cut_an
     """
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(DATASETS)}")
+    splits = _splits(dataset, Path(root))
+    tasks = []
+    for index, classes in enumerate(sequence(dataset, first, **cut_and_order)):
+        of_task = [split[torch.isin(split.labels, torch.tensor(classes))] for split in splits]
+        tasks.append(Task(index, classes, *of_task))
+    return tasks
+
+
+def _splits(dataset: str, root: Path) -> list[Split]:
+    """Training, validation and test images; those of a data set of several are those of its parts."""
     known = DATASETS[dataset]
-    train, test = known.load(Path(root), known.sha256)
+    if known.parts:
+        starts = np.cumsum([0, *(DATASETS[part].classes for part in known.parts)]).tolist()
+        return [
+            Split(
+                torch.cat([split.images for split in splits]),
+                torch.cat([split.labels + start for split, start in zip(splits, starts)]),
+            )
+            for splits in zip(*(_splits(part, root) for part in known.parts))
+        ]
+    train, test = known.load(root, known.sha256)
     if train.images.shape[1] != known.colours or int(train.labels.max()) + 1 != known.classes:
         raise DataError(
             f"{known.title} has {train.images.shape[1]} colours and {int(train.labels.max()) + 1} classes, "
             f"expected {known.colours} and {known.classes}: mend its entry in DATASETS"
         )
-    train, validation = cut(train, one_in=10)
-    tasks = []
-    for index, classes in enumerate(sequence(dataset, first, **cut_and_order)):
-        of_task = [split[torch.isin(split.labels, torch.tensor(classes))] for split in (train, validation, test)]
-        tasks.append(Task(index, classes, *of_task))
-    return tasks
+    return [*cut(train, one_in=10), test]
 
 
 def data_sha256(dataset: str) -> str:
-    """One hash for the data set: of its files' hashes, all of which load_tasks has checked."""
-    return hashlib.sha256("".join(DATASETS[dataset].sha256.values()).encode()).hexdigest()
+    """One hash for the data set: of its files' hashes, all of which load_tasks has checked, or of its parts'."""
+    known = DATASETS[dataset]
+    hashes = map(data_sha256, known.parts) if known.parts else known.sha256.values()
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Dataset:
     title: str
-    load: Callable[[Path, dict[str, str]], tuple[Split, Split]]  # (root, sha256) -> training and test images
+    load: Callable[[Path, dict[str, str]], tuple[Split, Split]] | None  # (root, sha256) -> training and test images
     sha256: dict[str, str]  # of what it is loaded from, by name
     colours: int = 1
     classes: int = 10
     lenet_epochs: int = 8  # of the LeNet whose features are compared
+    parts: tuple[str, ...] = ()  # instead of a loader: data sets of one size, whose classes follow each other
 
 
 DATASETS = {
@@ -140,4 +157,5 @@ DATASETS = {
         {"cifar-10-python.tar.gz": "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"},
         colours=3,
     ),
+    "mnist_fashion": Dataset("MNIST and Fashion-MNIST", None, {}, classes=20, parts=("mnist", "fashion_mnist")),
 }

@@ -23,10 +23,11 @@ from test_tutorials import TUTORIALS
 
 from cldiff.files import file_sha256
 from cldiff.plan import jobs
+from cldiff.profiles import FIGURES, PRETRAINED
 from cldiff.report.execute import execute
 from cldiff.results import FILES, WEIGHTS
-from cldiff.rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, STUDY, SWEEP
-from cldiff.study import FIGURES, row_run, runs
+from cldiff.rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, STUDY, SWEEP, TEN
+from cldiff.study import row_run, runs
 from cldiff.tasks import sequence
 from cldiff.work import make_run
 
@@ -38,7 +39,9 @@ EXPERIMENTS = {  # rows, settings, and how many rows the tables have
     "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 7, "contrasts": 10}),
     "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS, "published": 6}),
     "orders": (IN_ORDERS, {}, {"orders": 3, "contrasts": 9}),
+    "pretrained": (PRETRAINED, {}, {"pretrained": 6, "contrasts": 9}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
+    "ten": (TEN, {"classes_per_task": 1}, {"ten": 4, "contrasts": 7}),
     "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

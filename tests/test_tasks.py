@@ -338,6 +338,27 @@ def test_real_files_have_the_published_counts(dataset):
             assert set(split.labels.tolist()) == set(task.classes)
 
 
+def test_two_data_sets_in_one_sequence_are_the_tasks_of_both_with_their_splits():
+    """The same images are held out: of the extractor's training images none is anybody's validation image."""
+    needs("mnist"), needs("fashion_mnist")
+    both = load_tasks("mnist_fashion", DATA)
+    alone = [*load_tasks("mnist", DATA), *load_tasks("fashion_mnist", DATA)]
+    assert [task.index for task in both] == list(range(10))
+    assert [task.classes for task in both] == [(2 * k, 2 * k + 1) for k in range(10)]
+    for k, (task, other) in enumerate(zip(both, alone, strict=True)):
+        for name in SPLITS:
+            found, own = getattr(task, name), getattr(other, name)
+            assert torch.equal(found.images, own.images) and torch.equal(found.labels, own.labels + 10 * (k // 5))
+
+
+def test_hash_of_two_data_sets_is_that_of_each(monkeypatch):
+    before = tasks.data_sha256("mnist_fashion")
+    for part in ("mnist", "fashion_mnist"):
+        with monkeypatch.context() as patch:
+            patch.setitem(tasks.DATASETS[part].sha256, "t10k-labels-idx1-ubyte", "0" * 64)
+            assert tasks.data_sha256("mnist_fashion") != before
+
+
 def test_archive_cut_short_is_named(tmp_path, offline):
     name = "t10k-images-idx3-ubyte.gz"
     archive = needs("mnist") / name
