@@ -39,7 +39,7 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: Tensor) -> Split:
+    def __getitem__(self, index: Tensor | slice) -> Split:
         return Split(self.images[index], self.labels[index])
 
 

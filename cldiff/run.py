@@ -26,6 +26,7 @@ class Run(Parameters):
         metadata={"help": "the method's own options, by name; what is not given has its default", "later": True},
     )
     seed: int = number(0, 0, 2**31 - 1, help="of everything that is drawn")
+    condition: str = among("task", ("task", "class"), help="whose ID is given to the network", later=True)
     # Training
     start: str = field(
         default="",
@@ -94,6 +95,8 @@ class Run(Parameters):
             if getattr(self, name) not in self.curve_timesteps:
                 raise ValueError(f"{name}={getattr(self, name)}: expected one of {self.curve_timesteps}")
         method = METHODS[self.method]
+        if self.condition == "class" and method.by_task:
+            raise ValueError(f"condition='class': {self.method} has weights for each task; expected 'task'")
         if method.weight is None and self.weight is not None:
             raise ValueError(f"weight={self.weight}: {self.method} has no loss of its own to weigh; leave it out")
         if self.weight is None:

@@ -8,8 +8,8 @@ import torch
 from conftest import tiny
 
 from cldiff import load_scores, make_run
+from cldiff.errors import Problem
 from cldiff.files import file_sha256, load_tensors, save_tensors
-from cldiff.learner import TrainingError
 from cldiff.results import WEIGHTS, ResultError
 
 SHORT = dict(steps=1, tasks=2)
@@ -95,7 +95,7 @@ def test_a_start_of_another_size_is_one_line(changes, message, copy):
     results, other = copy
     run = tiny(start=other.name, **{**SHORT, **changes})
     steps = []
-    with pytest.raises(TrainingError, match=f"^start={other.name}: {message}$"):
+    with pytest.raises(Problem, match=f"^start={other.name}: {message}$"):
         make_run(run, results / "second" / run.name, device="cpu", progress=steps.append)
     assert not steps
 
@@ -104,7 +104,7 @@ def test_a_start_with_networks_of_its_own_is_one_line(tmp_path):
     other = tiny("separate", **SHORT)
     assert make_run(other, tmp_path / "results" / "first" / other.name, device="cpu")
     run = tiny(start=other.name, **SHORT)
-    with pytest.raises(TrainingError, match="its network is not one U-Net for all tasks, as expected$"):
+    with pytest.raises(Problem, match="its network is not one U-Net for all tasks, as expected$"):
         make_run(run, tmp_path / "results" / "second" / run.name, device="cpu")
 
 
