@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .stats import average, result_matrix
+from .stats import average, forgetting, result_matrix
 
 
 class Contrast(NamedTuple):
@@ -22,8 +22,9 @@ def outcomes(scores: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """One row for each label and seed (the index), of the model after the last task.
 
     fid, bpd, recall, accuracy: averages over tasks, on test images; fid of old tasks and of the new one as fid_old and
-    fid_new; bpd_old; copied: share of old tasks' samples that are copies of buffer images. To choose by, on validation
-    images: fid_validation, average over tasks; bpd_validation, of task 1.
+    fid_new; bpd_old; fid_learned: mean over tasks right after each; forgetting, of FID, and forgetting_bpd; copied:
+    share of old tasks' samples that are copies of buffer images. To choose by, on validation images: fid_validation,
+    average over tasks; bpd_validation, of task 1.
     """
     rows = []
     ends = curves[curves.step == curves.step.max()].set_index("run")
@@ -42,6 +43,9 @@ def outcomes(scores: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
                 "fid_old": fid[-1, :-1].mean(),
                 "fid_new": fid[-1, -1],
                 "bpd_old": bpd[-1, :-1].mean(),
+                "fid_learned": np.diag(fid).mean(),
+                "forgetting": forgetting(fid),
+                "forgetting_bpd": forgetting(bpd),
                 "recall": average(recall),
                 "accuracy": average(result_matrix(part, "accuracy")),
                 "copied": copied[-1, :-1].mean(),

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from .diffusion import Diffusion, Model
 from .errors import Problem
 from .files import Damaged, foreign, load_tensors, save_tensors
+from .ids import Ids
 from .methods import METHODS, Batch
 from .networks import ByTask
 from .run import Run
 from .tasks import Task, data_sha256, to_model
-from .unet import UNet
+from .unet import UNet, begin
 
 COMPILED = 512  # images in a call of the compiled average, which measures and samples
 
@@ -37,23 +38,27 @@ class Learner:
     """All that training changes: network, average, optimiser, method.
 
     `task` is the index of the current task, `step` the steps done in it, `checkpoint` where to save at any moment.
-    `record` is the caller's: what it puts there by name is part of checkpoints. `seconds` counts time by phase.
+    `begun`: the SHA-256 of the network that it started from, if any. `record` is the caller's: what it puts there by
+    name is part of checkpoints. `seconds` counts time by phase.
     """
 
-    def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu"):
+    def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu", start: dict | None = None):
+        """start: the network to begin with, see results.load_start(). Raises Problem if it is another one."""
         self.run, self.tasks, self.device = run, tasks, torch.device(device)
         self.diffusion = Diffusion(run.timesteps, device=self.device)
         self.task, self.step = 0, 0
         self.checkpoint: Path | None = None
         self.record: dict[str, list] = {}
+        self.begun = {"start": start["sha256"]} if start else {}
         self.seconds = {"train": 0.0, "measure": 0.0}
         self.method = METHODS[run.method](run.weight, METHODS[run.method].Options(**run.options))
+        self.ids = Ids(tasks, run.condition == "class", self.device)
         colours, _, size = tasks[0].train.images.shape[1:]
         with self.fork():
             torch.manual_seed(self.derive("weights"))
             net = UNet(
                 size,
-                len(tasks),
+                self.ids.number,
                 run.channels,
                 run.multipliers,
                 run.blocks,
@@ -62,6 +67,8 @@ class Learner:
                 colours,
                 run.patch,
             )
+            if start:
+                begin(net, start, run.start)
             self.arguments, self.parameters = net.arguments, sum(p.numel() for p in net.parameters())
             self.net = self.method.build(net).to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
@@ -109,34 +116,38 @@ class Learner:
             to_model(images[index]), ids, t, noise, torch.full((size,), weight / size, device=self.device), noise
         )
 
-    def model(self, task: int) -> Model:
-        """The averaged network for one task, as diffusion wants it: model(x, t) predicts the noise."""
+    def model(self, task: int | Tensor) -> Model:
+        """The averaged network for an ID, or for one of each image, as diffusion wants it: model(x, t) predicts the
+        noise."""
 
-        def ids(t: Tensor) -> Tensor | int:
-            return task if isinstance(self.ema, ByTask) else torch.full_like(t, task)
+        chosen = isinstance(self.ema, ByTask)  # among networks: by a number, for which nobody waits
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
+            ids = task.expand_as(t) if isinstance(task, Tensor) else torch.full_like(t, task)
             if not self.run.compiled:
-                return self.ema(x, t, ids(t))
+                return self.ema(x, t, task if chosen else ids)
             found = []
-            for parts in zip(x.split(COMPILED), t.split(COMPILED)):  # in one shape: each other would be compiled anew
+            for parts in zip(*(values.split(COMPILED) for values in (x, t, ids))):  # others would be compiled anew
                 n = len(parts[0])
-                images, s = (torch.cat([part, part.new_zeros(COMPILED - n, *part.shape[1:])]) for part in parts)
-                guess = self._ema(images, s, ids(s))[:n]
+                images, s, own = (torch.cat([part, part.new_zeros(COMPILED - n, *part.shape[1:])]) for part in parts)
+                guess = self._ema(images, s, task if chosen else own)[:n]
                 found.append(guess.clone())  # CUDA graphs write over what they return
             return torch.cat(found)
 
         return predict
 
     def sample(self, task: int, n: int, steps: int, eta: float, purpose: str) -> Tensor:
-        """n images for a task ID from the averaged network, float (n, C, H, W) in [-1, 1]."""
+        """n images for a task from the averaged network, float (n, C, H, W) in [-1, 1]."""
         generator, batch = self.generator(f"{purpose} {task}"), COMPILED if self.run.compiled else 500
         shape = self.tasks[task].train.images.shape[1:]
         parts = [
             torch.randn(min(batch, n - start), *shape, generator=generator, device=self.device)
             for start in range(0, n, batch)
         ]
-        return torch.cat([self.diffusion.sample(self.model(task), x, steps, eta, generator=generator) for x in parts])
+        ids = self.ids.spread(task, n).split(batch) if self.ids.by_class else [task] * len(parts)
+        return torch.cat(
+            [self.diffusion.sample(self.model(i), x, steps, eta, generator=generator) for i, x in zip(ids, parts)]
+        )
 
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch under the current weights, a scalar; dropout is the same for each call within a step."""
@@ -151,7 +162,7 @@ class Learner:
 
     def update(self) -> Tensor:
         """One step of training; returns its loss."""
-        batch = self.method.batch(self, self.draw(self.images[self.task], self.task, "current"))
+        batch = self.method.batch(self, self.draw(self.images[self.task], self.ids.train[self.task], "current"))
         self.optimizer.zero_grad()  # before the forward pass: their memory is free for it
         loss = self.loss(batch)
         penalty = self.method.penalty(self)

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -72,24 +73,29 @@ class Measurer:
     def _curves(self, step: Step) -> None:
         """Task 1 under the current weights: the loss by timestep on validation images and on those of the buffer, the
         bound on validation images. The same images and the same noise at every point."""
-        learner, run = step.learner, self.run
-        model, curves = learner.model(0), learner.record["curves"]
+        learner, run, curves = step.learner, self.run, step.learner.record["curves"]
         same = {"task": 0, "step": 0}
         row = {"step": step.total, "task": step.task + 1, "eval_task": 1, "timestep": None, "loss": None, "bpd": None}
-        splits = {"validation": self.tasks[0].validation.images, "buffer": buffer(learner, 0).images}
-        for split, images in splits.items():
-            images = images[: run.curve_images].to(self.device)
-            losses = losses_by_timestep(
-                learner.diffusion, model, images, run.curve_timesteps, learner.generator(f"losses {split}", **same)
-            )
+        validation, kept = self.tasks[0].validation[: run.curve_images], buffer(learner, 0)[: run.curve_images]
+        for split, images in (("validation", validation), ("buffer", kept)):
+            generator, losses = learner.generator(f"losses {split}", **same), 0
+            for number, part in learner.ids.parts(0, images):
+                found = losses_by_timestep(
+                    learner.diffusion, learner.model(number), part.to(self.device), run.curve_timesteps, generator
+                )
+                losses = losses + len(part) / len(images) * np.array(found)
             curves += [
-                {**row, "split": split, "timestep": t, "loss": loss} for t, loss in zip(run.curve_timesteps, losses)
+                {**row, "split": split, "timestep": t, "loss": loss}
+                for t, loss in zip(run.curve_timesteps, losses.tolist())
             ]
-        images = splits["validation"][: run.curve_images].to(self.device)
-        bits, _, _ = learner.diffusion.bits_per_dim(
-            model, to_model(images), generator=learner.generator("bound", **same), terms=run.bound_terms
-        )
-        curves.append({**row, "split": "validation", "bpd": bits.mean().item()})
+        generator, terms = learner.generator("bound", **same), run.bound_terms
+        bits = [
+            learner.diffusion.bits_per_dim(
+                learner.model(number), to_model(part.to(self.device)), generator=generator, terms=terms
+            )[0]
+            for number, part in learner.ids.parts(0, validation)
+        ]
+        curves.append({**row, "split": "validation", "bpd": torch.cat(bits).mean().item()})
 
     def _scores(self, learner: Learner) -> None:
         """Row j of the result matrices: every task so far under the model after task j."""
@@ -169,16 +175,13 @@ class Measurer:
 
     def _of_images(self, learner: Learner, task: Task, row: dict) -> dict[str, list[float]]:
         """The metrics of test images; returns replicates of the headline ones."""
-        images = task.test.images[: self.run.bound_images].to(self.device)
-        seen = Predictor(
-            learner.diffusion,
-            learner.model(task.index),
-            images,
-            self.run.bound_terms,
-            learner.generator(f"bound {task.index}"),
-        )
-        metrics = metrics_of(OfImages)
-        values = {name: metric.value(seen).cpu() for name, metric in metrics.items()}
+        images, terms = task.test[: self.run.bound_images], self.run.bound_terms
+        generator, metrics = learner.generator(f"bound {task.index}"), metrics_of(OfImages)
+        seen = [
+            Predictor(learner.diffusion, learner.model(number), part.to(self.device), terms, generator)
+            for number, part in learner.ids.parts(task.index, images)
+        ]
+        values = {name: torch.cat([metric.value(part).cpu() for part in seen]) for name, metric in metrics.items()}
         learner.record["scores"] += [
             {
                 **row,
@@ -187,7 +190,7 @@ class Measurer:
                 "value": v.mean().item(),
                 "extractor": None,
                 "n": len(images),
-                "sampler": f"terms{self.run.bound_terms}{metrics[name].how}",
+                "sampler": f"terms{terms}{metrics[name].how}",
             }
             for name, v in values.items()
         ]
@@ -235,7 +238,7 @@ class Measurer:
             tables,
             mosaic(record["samples"]),
             learner.seconds,
-            {"data": data_sha256(self.run.dataset), **{e.name: e.sha256 for e in self.extractors}},
+            {"data": data_sha256(self.run.dataset), **learner.begun, **{e.name: e.sha256 for e in self.extractors}},
             self.device,
             {e.name: e.accuracy for e in self.extractors if e.accuracy},
             learner.method.held(learner),

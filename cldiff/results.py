@@ -16,7 +16,7 @@ import pandas as pd
 from PIL import Image
 
 from .errors import Problem
-from .files import file_sha256, is_whole, write_atomically
+from .files import file_sha256, is_whole, load_tensors, write_atomically
 from .lazy import torch
 from .rows import Row
 from .run import PROTOCOL, Run
@@ -55,6 +55,28 @@ def read_result(folder: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{folder}: cut short or damaged ({type(error).__name__}: {error})") from None
     return result
+
+
+def load_weights(folder: Path, result: dict) -> dict:
+    """weights.pt of a finished run: {"arguments": of its U-Net, "parameters": by name}. result: of read_result().
+    Raises ValueError if the file is damaged, ResultError if it is not the one that was written."""
+    saved = load_tensors(folder / WEIGHTS)
+    if WEIGHTS in result["sha256"] and not is_whole(folder / WEIGHTS, result["sha256"][WEIGHTS]):
+        raise ResultError(f"{folder}: {WEIGHTS} is not the file that was written")
+    return saved
+
+
+def load_start(run: Run, results: Path) -> dict:
+    """What a run starts from: load_weights() of run.start, wherever it lies in the folders of this one, and "sha256" of
+    the file. Raises ResultError if it cannot be had or is not whole."""
+    folders = [path.parent for path in sorted(results.glob(f"*/{run.start}/{WEIGHTS}"))]
+    if not folders:
+        raise ResultError(
+            f"start={run.start}: {results}/*/{run.start}/{WEIGHTS} is missing; expected a finished run, whose network "
+            "this one starts from"
+        )
+    saved = load_weights(folders[0], read_result(folders[0]))
+    return {**saved, "sha256": file_sha256(folders[0] / WEIGHTS)}
 
 
 def load_results(

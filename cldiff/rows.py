@@ -81,6 +81,14 @@ AXES = (
         for settings in (*({"buffer": buffer} for buffer in _BUFFERS), _LENGTH)
     ),
 )
+# The three orders of the tasks, for finetuning, replay and the benchmark's best, each with weight 1.
+IN_ORDERS = tuple(
+    Row(method, weight, settings={"order": order})
+    for order in ("label", "reversed", "shuffled")
+    for method, weight in (("finetune", None), ("replay", 1.0), ("generative_distillation", 1.0))
+)
+# For a sequence of ten tasks: finetuning, and the benchmark's three best that are no bounds, with its weights.
+TEN = (Row("finetune"), Row("generative_distillation", 1.0), Row("rank1_distillation", 0.1), Row("distilled", 1.0))
 
 
 def _timesteps(weight: float, **options) -> Row:

@@ -3,11 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 
 from .methods import METHODS
 from .parameters import Parameters, among, flag, number
-from .tasks import DATASETS
+from .tasks import DATASETS, ORDERS
 
 PROTOCOL = 2  # raised when the meaning of a number changes; results of another protocol are not mixed
 
@@ -25,8 +26,15 @@ class Run(Parameters):
         metadata={"help": "the method's own options, by name; what is not given has its default", "later": True},
     )
     seed: int = number(0, 0, 2**31 - 1, help="of everything that is drawn")
+    condition: str = among("task", ("task", "class"), help="whose ID is given to the network", later=True)
     # Training
-    tasks: int = number(0, 0, help="the first so many tasks of the data set alone; 0: all", later=True)
+    start: str = field(
+        default="",
+        metadata={"help": "the name of a finished run, whose network is the first; empty: a new one", "later": True},
+    )
+    tasks: int = number(0, 0, help="the first so many tasks of the sequence alone; 0: all", later=True)
+    order: str = among("label", ORDERS, help="of the tasks; shuffled: drawn by the seed", later=True)
+    classes_per_task: int = number(2, 1, help="a divisor of the number of classes", later=True)
     steps: int = number(20_000, 1, help="gradient steps for each task")
     batch: int = number(128, 1, help="images of the current task in a step; replay adds as many")
     learning_rate: float = number(2e-4, 1e-12, 1, help="of Adam")
@@ -66,6 +74,8 @@ class Run(Parameters):
         if type(self.options) is not dict:
             raise TypeError(f"options={self.options!r}: expected a dict, for example {{'name': 1.0}}")
         super().__post_init__()
+        if not re.fullmatch(r"([a-z]\w*-[\w.-]+)?", self.start):
+            raise ValueError(f"start={self.start!r}: expected the name of a finished run, the last part of its folder")
         if self.channels % 8:
             raise ValueError(f"channels={self.channels}: expected a multiple of 8")
         if self.steps % self.curve_every:
@@ -73,7 +83,13 @@ class Run(Parameters):
                 f"curve_every={self.curve_every}: expected a divisor of steps={self.steps}, "
                 "so that each task ends with a point of the curves"
             )
-        most = DATASETS[self.dataset].tasks
+        classes = DATASETS[self.dataset].classes
+        most, rest = divmod(classes, self.classes_per_task)
+        if rest or most < 2:
+            raise ValueError(
+                f"classes_per_task={self.classes_per_task}: expected a divisor of {classes}, the classes of "
+                f"{self.dataset}, and two tasks or more"
+            )
         if self.tasks == 1 or self.tasks > most:
             raise ValueError(f"tasks={self.tasks}: expected 0 (all of {self.dataset}), or 2 .. {most}")
         for name in ("pool_steps", "sample_steps", "bound_terms"):
@@ -83,6 +99,8 @@ class Run(Parameters):
             if getattr(self, name) not in self.curve_timesteps:
                 raise ValueError(f"{name}={getattr(self, name)}: expected one of {self.curve_timesteps}")
         method = METHODS[self.method]
+        if self.condition == "class" and method.by_task:
+            raise ValueError(f"condition='class': {self.method} has weights for each task; expected 'task'")
         if method.weight is None and self.weight is not None:
             raise ValueError(f"weight={self.weight}: {self.method} has no loss of its own to weigh; leave it out")
         if self.weight is None:
@@ -92,6 +110,11 @@ class Run(Parameters):
                 known = ", ".join(method.Options.names()) or "it has none"
                 raise ValueError(f"unknown option {name!r} of {self.method}; known: {known}")
         object.__setattr__(self, "options", method.Options(**self.options).changes())
+
+    @property
+    def sequence(self) -> dict:
+        """The parameters of the sequence of tasks, as tasks.sequence() and load_tasks() take them."""
+        return {"first": self.tasks, **{name: getattr(self, name) for name in ("order", "classes_per_task", "seed")}}
 
     @property
     def name(self) -> str:

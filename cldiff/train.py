@@ -91,6 +91,7 @@ def train(
     checkpoint_seconds: float = 300,
     cancelled: Callable[[], bool] = lambda: False,
     first_task_only: bool = False,
+    start: dict | None = None,
 ) -> Iterator[Step]:
     """Trains a run and yields after each optimiser step; the caller measures, draws and stops as it likes.
 
@@ -98,12 +99,13 @@ def train(
     measured the step; a run that finds one continues from there, to the same result bit for bit. What belongs to the
     first task is kept beside the run folders, for all methods to share. Without a folder nothing is kept. Where another
     process trains the first task, this one waits for it and asks `cancelled` once a second; if that is so, it raises
-    Timeout. first_task_only: ends when the first task is there for all.
+    Timeout. first_task_only: ends when the first task is there for all. start: the network to begin with, see
+    results.load_start().
     """
     if run.deterministic:  # for this process, as torch has it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    learner = Learner(run, tasks, device)
+    learner = Learner(run, tasks, device, start)
     every = checkpoint_steps, checkpoint_seconds
     path = None if folder is None else Path(folder) / CHECKPOINT
     if path and (first_task_only or not learner.load(path)):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import Problem
 from .files import foreign, load_tensors, save_tensors
 
 
@@ -155,7 +156,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
         """x: (B, C, H, W) in [-1, 1] plus noise; t: int64 (B,); task: int64 (B,), from 0. Returns (B, C, H, W)."""
-        one_hot = F.one_hot(task, self.tasks)
+        one_hot = task[:, None] == torch.arange(self.tasks, device=task.device)  # F.one_hot has no vmap
         embedding = self.embed(torch.cat([timestep_embedding(t, self.channels), one_hot.to(x.dtype)], dim=1))
         h = self.first(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips = [h]
@@ -171,6 +172,19 @@ class UNet(nn.Module):
                 h = layer(h, embedding)
         h = self.last(h)
         return F.pixel_shuffle(h, self.patch) if self.patch > 1 else h
+
+
+def begin(net: UNet, saved: dict, name: str) -> None:
+    """Gives a network the weights of the one that a finished run of this name has saved. Raises Problem if that is
+    another network."""
+    own, found = net.arguments, UNet(**saved["arguments"]).arguments
+    for key in own.keys() - {"dropout"}:
+        if found[key] != own[key]:
+            raise Problem(f"start={name}: its network has {key}={found[key]}, expected this run's {own[key]}")
+    try:
+        net.load_state_dict(saved["parameters"])
+    except RuntimeError:
+        raise Problem(f"start={name}: its network is not one U-Net for all tasks, as expected") from None
 
 
 def save_unet(path: Path, net: nn.Module, arguments: dict) -> None:

@@ -9,10 +9,9 @@ import pandas as pd
 
 from .errors import Problem
 from .features import load_lenet, real_features
-from .files import is_whole, load_tensors
 from .learner import Learner
 from .metrics import fid, resampled, sample_sizes, task_accuracy
-from .results import WEIGHTS, ResultError, read_result
+from .results import WEIGHTS, ResultError, load_weights, read_result
 from .run import Run
 from .tasks import load_tasks, to_uint8
 
@@ -31,12 +30,10 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
     """
     result = read_result(folder)
     run = Run(**result["run"])
-    lenet, tasks = load_lenet(run.dataset), load_tasks(run.dataset, data, run.tasks)
+    lenet, tasks = load_lenet(run.dataset), load_tasks(run.dataset, data, **run.sequence)
     if result["sha256"]["lenet"] != lenet.sha256:
         raise ResultError(f"{folder}: measured with another LeNet than this version's")
-    saved = load_tensors(folder / WEIGHTS)
-    if WEIGHTS in result["sha256"] and not is_whole(folder / WEIGHTS, result["sha256"][WEIGHTS]):
-        raise ResultError(f"{folder}: {WEIGHTS} is not the file that was written")
+    saved = load_weights(folder, result)
     learner = Learner(dataclasses.replace(run, compiled=False), tasks)
     try:
         learner.ema.load_state_dict(saved["parameters"])

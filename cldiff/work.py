@@ -12,6 +12,7 @@ from filelock import Timeout
 
 from .files import claim, make_folder
 from .measure import Measurer
+from .results import load_start
 from .run import Run
 from .study import planned, runs
 from .tasks import load_tasks
@@ -35,6 +36,7 @@ def make_run(
 ) -> bool:
     """Claims a run, trains it, measures it and saves it into `folder`, from wherever an earlier call was stopped.
 
+    folder: of the run, in one of a profile, beside which those of other profiles lie: run.start is looked for in all.
     data: the folder of data sets. stop(margin): asked after each step whether to stop before `margin` more seconds are
     over; then the run is left with a checkpoint. progress: called with each step. wait: for another process that is at
     this run. first_task_only: ends with the first task, which other runs share (see Run.first_task_name). Returns
@@ -52,7 +54,8 @@ def make_run(
         device = pick_device(device)
         if run.compiled:
             check_compiler(device)
-        tasks = load_tasks(run.dataset, data, run.tasks)
+        start = load_start(run, folder.parent.parent) if run.start else None
+        tasks = load_tasks(run.dataset, data, **run.sequence)
         measure = Measurer(run, tasks, data, device)
         if measure.missing:
             print(measure.missing, file=sys.stderr)
@@ -67,6 +70,7 @@ def make_run(
                 checkpoint_seconds=checkpoint_seconds,
                 cancelled=lambda: stop(0),
                 first_task_only=first_task_only,
+                start=start,
             ):
                 measure(step)
                 progress(step)

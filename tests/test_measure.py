@@ -396,6 +396,17 @@ def test_a_data_set_in_colour_is_one_entry_and_goes_the_whole_way(tmp_path, monk
     assert set(scores.metric) >= {"fid", "bpd", "accuracy"} and scores.value.notna().all()
 
 
+def test_a_run_learns_and_measures_the_tasks_of_its_order_and_cut(tmp_path):
+    run = tiny(steps=1, order="reversed", classes_per_task=1, tasks=3)
+    seen = []
+    make_run(
+        run, tmp_path / run.name, device="cpu", progress=lambda step: seen.append(step.learner.tasks[step.task].classes)
+    )
+    assert seen == [(9,), (8,), (7,)]
+    matrix = stats.result_matrix(load_scores(tmp_path, order="reversed"), "bpd", "test")
+    assert matrix.shape == (3, 3) and load_samples(tmp_path / run.name).shape[:2] == (3, 3)
+
+
 def test_a_metric_is_one_entry(monkeypatch, three, tmp_path):
     monkeypatch.setitem(
         metrics.METRICS,

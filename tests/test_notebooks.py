@@ -18,14 +18,17 @@ import pandas as pd
 import pytest
 from conftest import TINY, tiny
 from papermill import inspect_notebook
+from PIL import Image
 from test_tutorials import TUTORIALS
 
 from cldiff.files import file_sha256
 from cldiff.plan import jobs
+from cldiff.profiles import FIGURES, PRETRAINED
 from cldiff.report.execute import execute
 from cldiff.results import FILES, WEIGHTS
-from cldiff.rows import AXES, BENCHMARK, REPLAY, SWEEP
+from cldiff.rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, STUDY, SWEEP, TEN
 from cldiff.study import row_run, runs
+from cldiff.tasks import sequence
 from cldiff.work import make_run
 
 pytestmark = pytest.mark.slow
@@ -35,7 +38,10 @@ METHODS = len({row_run(row).label for row in BENCHMARK})  # a default weight may
 EXPERIMENTS = {  # rows, settings, and how many rows the tables have
     "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 7, "contrasts": 10}),
     "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS, "published": 6}),
+    "orders": (IN_ORDERS, {}, {"orders": 3, "contrasts": 9}),
+    "pretrained": (PRETRAINED, {}, {"pretrained": 6, "contrasts": 9}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
+    "ten": (TEN, {"classes_per_task": 1}, {"ten": 4, "contrasts": 7}),
     "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
 }
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -184,6 +190,28 @@ def test_the_notebook_of_an_experiment_draws_every_row(name, tmp_path):
     if name == "replay":
         text = (tmp_path / "arms-digits.md").read_text()
         assert all(f"| {label} |" in text for label in labels)
+
+
+def test_tables_figures_and_paper_follow_the_number_of_tasks(tmp_path):
+    """Ten tasks; one tiny run stands for every row of the study."""
+    settings = {"classes_per_task": 1, "order": "shuffled"}
+    first = tiny(**settings)
+    make_run(first, tmp_path / first.name, device="cpu")
+    for row in STUDY:
+        run = row_run(row, **{**TINY, **settings})
+        folder = tmp_path / "results" / run.name
+        shutil.copytree(tmp_path / first.name, folder)
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "run": dataclasses.asdict(run)}))
+    words = {"results": str(tmp_path / "results"), "figures": str(tmp_path)}
+    for name in FIGURES:
+        execute(ROOT / "notebooks" / f"{name}.ipynb", tmp_path / f"{name}.ipynb", {"dataset": "digits", **words})
+    execute(ROOT / "notebooks" / "paper.ipynb", tmp_path / "paper.ipynb", {"datasets": ["digits"], **words})
+    text = (tmp_path / "paper.ipynb").read_text()
+    for classes in sequence("digits", **first.sequence):
+        assert "{" + ", ".join(map(str, classes)) + "}" in text
+    with Image.open(tmp_path / "figure_strip-digits.gif") as strip:
+        assert strip.n_frames == 10
 
 
 def test_opened_by_hand_tables_figures_and_paper_show_the_published_results():

@@ -46,6 +46,26 @@ SMOKE = runs("smoke")
         ({"multipliers": [1, 0]}, "multipliers=[1, 0]: expected a list of integers of at least 1"),
         ({"curve_every": 3}, "curve_every=3: expected a divisor of steps=4"),
         ({"sample_steps": 1001}, "sample_steps=1001: expected at most timesteps=1000"),
+        ({"order": "label, reversed"}, "unknown order 'label, reversed'; known: label, reversed, shuffled"),
+        (
+            {"classes_per_task": 3},
+            "classes_per_task=3: expected a divisor of 10, the classes of digits, and two tasks or",
+        ),
+        (
+            {"classes_per_task": 10},
+            "classes_per_task=10: expected a divisor of 10, the classes of digits, and two tasks",
+        ),
+        ({"classes_per_task": 1, "tasks": 11}, "tasks=11: expected 0 (all of digits), or 2 .. 10"),
+        (
+            {"start": "results/small/weights.pt"},
+            "start='results/small/weights.pt': expected the name of a finished run",
+        ),
+        ({"condition": "label"}, "unknown condition 'label'; known: task, class"),
+        (
+            {"method": "lora", "condition": "class"},
+            "condition='class': lora has weights for each task; expected 'task'",
+        ),
+        ({"start": "*"}, "start='*': expected the name of a finished run"),
         ({"early": 51}, "early=51: expected one of [0, 50,"),
     ],
 )
@@ -76,6 +96,10 @@ def test_every_parameter_is_part_of_the_name():
         "inception": True,
         "curve_every": 1,
         "timesteps": 2000,
+        "order": "reversed",
+        "condition": "class",
+        "start": "mnist-finetune-s0-ada38114",
+        "classes_per_task": 5,
         "dropout": 0.5,
     }
     base = dataclasses.replace(SMOKE[0], method="replay", weight=1.0, early=0, late=0, eta=0.5)

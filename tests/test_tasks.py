@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cldiff import files, tasks
-from cldiff.tasks import DATASETS, DataError, load_tasks, to_model, to_uint8
+from cldiff import files, loaders, tasks
+from cldiff.tasks import DATASETS, ORDERS, DataError, load_tasks, sequence, to_model, to_uint8
 
 DATA = Path(__file__).parents[1] / "data"
 SPLITS = ("train", "validation", "test")
@@ -60,6 +60,38 @@ def test_the_first_tasks_alone_are_those_of_all(digits):
     two = load_tasks("digits", first=2)
     assert [task.classes for task in two] == [(0, 1), (2, 3)]
     assert all(torch.equal(one.train.images, other.train.images) for one, other in zip(two, digits))
+
+
+def test_orders_are_of_the_same_tasks():
+    label, reverse = (sequence("digits", order=order) for order in ("label", "reversed"))
+    assert label == [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9)] and reverse == label[::-1]
+    shuffled = [sequence("digits", order="shuffled", seed=seed) for seed in range(3)]
+    assert all(sorted(tasks) == label for tasks in shuffled)
+    assert len(set(map(tuple, (label, reverse, *shuffled)))) == 5  # the three seeds of the experiment
+    assert shuffled[0] == sequence("digits", order="shuffled") == [(0, 1), (6, 7), (8, 9), (2, 3), (4, 5)]  # lasts
+
+
+@pytest.mark.parametrize("per, number", [(1, 10), (2, 5), (5, 2)])
+def test_cuts_have_each_class_once(per, number):
+    for order in ORDERS:
+        tasks = sequence("digits", order=order, classes_per_task=per)
+        assert len(tasks) == number and sorted(label for classes in tasks for label in classes) == list(range(10))
+        assert all(classes == tuple(range(classes[0], classes[0] + per)) for classes in tasks)
+
+
+def test_tasks_of_another_order_and_cut_hold_the_same_images_in_the_same_splits(digits):
+    """What is held out stays held out: of a LeNet's training images none is in another sequence's validation split."""
+    for words in ({"order": "reversed"}, {"order": "shuffled", "seed": 3}, {"classes_per_task": 1}, {"first": 0}):
+        found = load_tasks("digits", **words)
+        assert [task.index for task in found] == list(range(len(found)))
+        assert [task.classes for task in found] == sequence("digits", **words)
+        for split in SPLITS:
+            assert sorted(each_image(found, [split])) == sorted(each_image(digits, [split]))
+            assert all(set(getattr(task, split).labels.tolist()) == set(task.classes) for task in found)
+
+
+def test_the_first_tasks_of_another_order_are_its_own():
+    assert [task.classes for task in load_tasks("digits", first=2, order="reversed")] == [(8, 9), (6, 7)]
 
 
 def test_digits_use_the_whole_range_of_grey(digits):
@@ -235,7 +267,7 @@ def test_data_in_a_folder_that_is_read_only_are_read(raw, monkeypatch):
     def refuse(*words, **how):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(tasks, "locked", refuse)
+    monkeypatch.setattr(loaders, "locked", refuse)
     assert counts(load_tasks("mnist", raw.parents[1]), "test") == {label: 10 for label in range(10)}
     (raw / MNIST_FILES[0]).unlink()
     with pytest.raises(DataError, match=re.escape(f"cannot write to the data folder {raw}: Permission denied")):
@@ -304,6 +336,27 @@ def test_real_files_have_the_published_counts(dataset):
         for split in (task.train, task.validation, task.test):
             assert split.images.shape == (len(split.labels), 1, 28, 28)
             assert set(split.labels.tolist()) == set(task.classes)
+
+
+def test_two_data_sets_in_one_sequence_are_the_tasks_of_both_with_their_splits():
+    """The same images are held out: of the extractor's training images none is anybody's validation image."""
+    needs("mnist"), needs("fashion_mnist")
+    both = load_tasks("mnist_fashion", DATA)
+    alone = [*load_tasks("mnist", DATA), *load_tasks("fashion_mnist", DATA)]
+    assert [task.index for task in both] == list(range(10))
+    assert [task.classes for task in both] == [(2 * k, 2 * k + 1) for k in range(10)]
+    for k, (task, other) in enumerate(zip(both, alone, strict=True)):
+        for name in SPLITS:
+            found, own = getattr(task, name), getattr(other, name)
+            assert torch.equal(found.images, own.images) and torch.equal(found.labels, own.labels + 10 * (k // 5))
+
+
+def test_hash_of_two_data_sets_is_that_of_each(monkeypatch):
+    before = tasks.data_sha256("mnist_fashion")
+    for part in ("mnist", "fashion_mnist"):
+        with monkeypatch.context() as patch:
+            patch.setitem(tasks.DATASETS[part].sha256, "t10k-labels-idx1-ubyte", "0" * 64)
+            assert tasks.data_sha256("mnist_fashion") != before
 
 
 def test_archive_cut_short_is_named(tmp_path, offline):

@@ -45,6 +45,7 @@ class Method:
     shares_first_task = (
         True  # whether the method does nothing in the first task, which is then trained once for all such
     )
+    by_task = False  # whether each task has weights of its own, so that the network must be given its ID
     passes = 3  # forward passes that an image costs in a step; a backward pass counts as two
     version = 1  # raised when changed code gives other numbers: part of a run's name
 

@@ -27,7 +27,6 @@ class Joint(Method):
             return current
         if self.seen != learner.task + 1:  # not in the state: checkpoints would hold the data set
             self.seen = learner.task + 1
-            counts = torch.tensor([len(images) for images in learner.images[: self.seen]])
             self.images = torch.cat(learner.images[: self.seen])
-            self.owner = torch.repeat_interleave(torch.arange(self.seen), counts).to(learner.device)
+            self.owner = torch.cat(learner.ids.train[: self.seen])
         return learner.draw(self.images, self.owner, "joint")

@@ -28,6 +28,7 @@ class LwF(Method):
         if not self.state or self.weight == 0:
             return current
         generator = learner.generator("past task")
-        past = torch.randint(learner.task, current.task.shape, generator=generator, device=learner.device)
+        past = learner.ids.past(learner.task)
+        past = past[torch.randint(len(past), current.task.shape, generator=generator, device=learner.device)]
         old = replace(current, task=past, share=self.weight * current.share)
         return current + replace(old, target=prediction(learner, self.state, old))

@@ -33,10 +33,13 @@ class Replay(Method):
         """uint8 (N, C, H, W): what stands for a past task."""
         return buffer(learner, task).images.to(learner.device)
 
+    def ids(self, learner: Learner, task: int) -> torch.Tensor:
+        """int64 (N,): the IDs of what stands for a past task."""
+        return learner.ids.of(task, buffer(learner, task).labels)
+
     def start_task(self, learner: Learner) -> None:
-        past = [self.remember(learner, task) for task in range(learner.task)]
-        owner = torch.repeat_interleave(torch.arange(len(past)), torch.tensor([len(images) for images in past]))
-        self.state = {"images": torch.cat(past), "task": owner.to(learner.device)}
+        images, ids = ([of(learner, task) for task in range(learner.task)] for of in (self.remember, self.ids))
+        self.state = {"images": torch.cat(images), "task": torch.cat(ids)}
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
         if not self.state or self.weight == 0:
@@ -58,3 +61,6 @@ class GenerativeReplay(Replay):
 
     def remember(self, learner: Learner, task: int) -> torch.Tensor:
         return to_uint8(learner.sample(task, learner.run.pool, learner.run.pool_steps, eta=0.0, purpose="pool"))
+
+    def ids(self, learner: Learner, task: int) -> torch.Tensor:
+        return learner.ids.spread(task, learner.run.pool)

@@ -21,6 +21,7 @@ class Separate(Method):
 
     label = "One model for each task"
     shares_first_task = False  # its weights have other names
+    by_task = True
 
     @dataclass(frozen=True)
     class Options(Parameters):

@@ -82,14 +82,14 @@ def show_samples(axis, samples: np.ndarray, row_labels: list[str]) -> None:
 
 
 def mark_tasks(axis, steps: int, tasks: int, titles: bool = True) -> None:
-    """Vertical lines where one task ends and the next begins, task numbers above."""
+    """Vertical lines where one task ends and the next begins, task numbers above; bare ones where tasks are many."""
     for task in range(tasks):
         axis.axvline(task * steps, color="0.85", linewidth=0.8, zorder=0)
         if titles:
             axis.text(
                 (task + 0.5) * steps,
                 1.01,
-                f"task {task + 1}",
+                f"task {task + 1}" if tasks <= 5 else f"{task + 1}",
                 transform=axis.get_xaxis_transform(),
                 ha="center",
                 va="bottom",

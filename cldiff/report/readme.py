@@ -14,7 +14,7 @@ from ..rows import STUDY
 from ..run import Run
 from ..stats import summarise
 from ..study import PROFILES
-from ..tasks import DATASETS
+from ..tasks import DATASETS, sequence
 from .tables import mean_and_error
 
 VERDICTS = (
@@ -109,7 +109,7 @@ def methods() -> str:
 
 
 def datasets() -> str:
-    rows = [[f"`{n}`", d.title, str(d.classes), str(d.tasks), str(d.colours)] for n, d in DATASETS.items()]
+    rows = [[f"`{n}`", d.title, str(d.classes), str(len(sequence(n))), str(d.colours)] for n, d in DATASETS.items()]
     return written([["data set", "title", "classes", "tasks", "colours"], *rows])
 
 

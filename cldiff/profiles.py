@@ -1,0 +1,229 @@
+"""The profiles: which runs, with which settings, and the notebooks that show them."""
+
+from dataclasses import dataclass, field
+
+from .rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
+from .run import Run
+
+# The study's notebooks, each executed once for every data set; its paper is made when all of them are there.
+FIGURES = (
+    "table",
+    "figure_1",
+    "figure_2",
+    "figure_matrices",
+    "figure_timesteps",
+    "figure_samples",
+    "figure_strip",
+    "table_protocols",
+    "findings",
+)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """datasets: by name, what differs there from `settings`, which differ from Run's defaults. sweep: the profile that
+    chose the weights of rows without one; None: methods' defaults. figures: the notebooks that show its results.
+    published: whether git keeps results and figures. first_seed: above 0 for an experiment on seeds that an earlier one
+    did not see. beside: the profile of the same settings among whose results its own are."""
+
+    help: str
+    datasets: dict[str, dict]
+    settings: dict = field(default_factory=dict)
+    rows: tuple[Row, ...] = STUDY
+    sweep: str | None = None
+    figures: tuple[str, ...] = FIGURES
+    published: bool = False
+    first_seed: int = 0
+    beside: str | None = None
+
+    @property
+    def has_paper(self) -> bool:
+        return self.figures == FIGURES
+
+
+_GREY = {"mnist": {}, "fashion_mnist": {}}
+_TINY = dict(channels=16, dropout=0.0, multipliers=[1, 2], blocks=1, attention=4, buffer=20, early=50, late=300)
+_DIGITS = dict(
+    _TINY,
+    steps=200,
+    batch=32,
+    learning_rate=4e-3,
+    pool=200,
+    pool_steps=10,
+    samples=256,
+    sample_steps=10,
+    bound_terms=20,
+    curve_every=40,
+)
+_SMALL = dict(
+    channels=16,
+    blocks=1,
+    dropout=0.0,
+    steps=1_000,
+    batch=32,
+    learning_rate=2e-3,
+    pool=500,
+    pool_steps=10,
+    samples=512,
+    sample_steps=10,
+    bound_terms=20,
+    bound_images=250,
+    curve_every=250,
+    curve_images=100,
+)
+_PAPER_CPU = dict(
+    patch=2,
+    channels=24,
+    multipliers=[1, 2],
+    blocks=1,
+    attention=7,
+    dropout=0.0,
+    batch=32,
+    learning_rate=1e-3,
+    pool=2_000,
+    pool_steps=20,
+    samples=1_024,
+    sample_steps=20,
+    bound_terms=20,
+    bound_images=10_000,
+    curve_images=100,
+)
+# From scratch, and from the network that small's replay on Fashion-MNIST ended with, whose weights are published.
+PRETRAINED = tuple(
+    row._replace(settings=settings)
+    for settings in ({"start": ""}, {"start": Run(dataset="fashion_mnist", method="replay", **_SMALL).name})
+    for row in IN_ORDERS[:3]
+)
+PROFILES = {
+    "smoke": Profile(
+        "a few steps of everything; nothing to learn from its numbers",
+        {"digits": {}},
+        dict(
+            _TINY,
+            steps=4,
+            batch=8,
+            channels=8,
+            pool=8,
+            pool_steps=2,
+            samples=16,
+            sample_steps=2,
+            bound_terms=4,
+            bound_images=8,
+            curve_every=2,
+            curve_images=8,
+        ),
+    ),
+    "digits": Profile("scikit-learn's digits, 8x8 pixels, from scratch", {"digits": {}}, _DIGITS, sweep="digits-sweep"),
+    "benchmark-digits": Profile(
+        "every method of the field on the digits",
+        {"digits": {}},
+        _DIGITS,
+        BENCHMARK,
+        sweep="digits-sweep",
+        figures=("benchmark",),
+        beside="digits",
+    ),
+    "axes-digits": Profile(
+        "the benchmark's best methods with other buffers and five times the steps",
+        {"digits": {}},
+        _DIGITS,
+        AXES,
+        sweep="digits-sweep",
+        figures=("axes",),
+    ),
+    "digits-long": Profile(
+        "the same with five times the steps",
+        {"digits": {}},
+        dict(_DIGITS, steps=1_000, curve_every=200),
+        sweep="digits-sweep",
+    ),
+    "small": Profile(
+        "MNIST and Fashion-MNIST, a small U-Net, 1,000 steps a task", _GREY, _SMALL, sweep="small-sweep", published=True
+    ),
+    "more": Profile(
+        "KMNIST and CIFAR-10 with the settings of small, and its weight of L2 on MNIST",
+        {"kmnist": {}, "cifar10": {"attention": 16}},
+        _SMALL,
+        tuple(row._replace(weight=0.001) if row.method == "l2" else row for row in STUDY),
+    ),
+    "paper-cpu": Profile(
+        "the study's 20,000 steps a task where there is no GPU: hours for each run",
+        _GREY,
+        _PAPER_CPU,
+        sweep="paper-cpu-sweep",
+        published=True,
+    ),
+    "paper": Profile(
+        "the study's protocol, on a GPU",
+        _GREY,
+        dict(
+            channels=64, precision="bfloat16", inception=True, bound_terms=100, bound_images=10_000
+        ),  # all test images
+        sweep="small-sweep",
+        published=True,
+    ),
+    "replay": Profile(
+        "the replay experiment: two tasks of the digits, 1,000 steps each",
+        {"digits": {}},
+        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
+        REPLAY,
+        figures=("replay",),
+    ),
+    "replay-short": Profile(
+        "the same with 200 steps", {"digits": {}}, dict(_DIGITS, tasks=2), REPLAY, figures=("replay",)
+    ),
+    "replay-confirm": Profile(
+        "the arms that the replay experiment left, on other seeds",
+        {"digits": {}},
+        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
+        REPLAY_KEPT,
+        figures=("replay",),
+        first_seed=3,
+    ),
+    "replay-mnist": Profile(  # 3,200 passes over an image of the buffer, as in 20,000 steps with 200 images
+        "those arms on MNIST's first two tasks, 2,000 steps, 20 images a task kept",
+        {"mnist": {}},
+        dict(_PAPER_CPU, tasks=2, steps=2_000, buffer=20, bound_images=500),
+        REPLAY_KEPT,
+        figures=("replay",),
+    ),
+    "orders": Profile(
+        "the tasks of the digits in three orders", {"digits": {}}, _DIGITS, IN_ORDERS, figures=("orders",)
+    ),
+    "orders-mnist": Profile(
+        "the tasks of MNIST in three orders", {"mnist": {}}, _SMALL, IN_ORDERS, figures=("orders",)
+    ),
+    "pretrained": Profile(
+        "MNIST's tasks from scratch and from Fashion-MNIST's network",
+        {"mnist": {}},
+        _SMALL,
+        PRETRAINED,
+        figures=("pretrained",),
+    ),
+    "ten": Profile(
+        "MNIST's and Fashion-MNIST's tasks in one sequence", {"mnist_fashion": {}}, _SMALL, TEN, figures=("ten",)
+    ),
+    "digits-sweep": Profile(
+        "weights of every method that has one, judged on validation images",
+        {"digits": {}},
+        _DIGITS,
+        SWEEP,
+        figures=("sweep",),
+    ),
+    "paper-cpu-sweep": Profile(
+        "weights of L2 for paper-cpu, a twentieth of its steps",
+        _GREY,
+        dict(_PAPER_CPU, steps=1_000, samples=512, bound_terms=10, bound_images=50, curve_images=20),
+        rows=SWEEP[:6],
+        figures=("sweep",),
+    ),
+    "small-sweep": Profile(
+        "weights of L2 at 28x28, a quarter of small's steps",
+        _GREY,
+        dict(  # little measured but FID
+            _SMALL, steps=250, samples=256, bound_terms=10, bound_images=50, curve_images=20
+        ),
+        rows=SWEEP[:6],
+        figures=("sweep",),
+    ),
+}

@@ -1,0 +1,117 @@
+"""A run that begins with another's network."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import tiny
+
+from cldiff import load_scores, make_run
+from cldiff.errors import Problem
+from cldiff.files import file_sha256, load_tensors, save_tensors
+from cldiff.results import WEIGHTS, ResultError
+
+SHORT = dict(steps=1, tasks=2)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folders of results with one finished run, of the tasks in reversed order."""
+    results, run = tmp_path_factory.mktemp("results"), tiny(order="reversed", **SHORT)
+    assert make_run(run, results / "first" / run.name, device="cpu")
+    return results, run
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    results, run = finished
+    shutil.copytree(results, tmp_path / "results")
+    return tmp_path / "results", run
+
+
+def first_network(run, folder) -> dict:
+    """The parameters before the first step."""
+    found = {}
+
+    def keep(step) -> None:
+        if not found:
+            found.update({name: p.detach().clone() for name, p in step.learner.net.named_parameters()})
+
+    assert make_run(run, folder / run.name, device="cpu", progress=keep)
+    return found
+
+
+def test_training_begins_with_the_weights_of_the_other_run_whatever_profile_it_is_of(copy):
+    results, other = copy
+    saved = load_tensors(results / "first" / other.name / WEIGHTS)["parameters"]
+    run = tiny(start=other.name, learning_rate=1e-12, **SHORT)  # the first step moves nothing
+    found = first_network(run, results / "second")
+    assert found.keys() == saved.keys()
+    assert all(torch.allclose(found[name], saved[name].float(), atol=1e-6) for name in saved)
+    result = json.loads((results / "second" / run.name / "result.json").read_text())
+    assert result["sha256"]["start"] == file_sha256(results / "first" / other.name / WEIGHTS)
+    assert result["run"]["start"] == other.name and run.name != tiny(learning_rate=1e-12, **SHORT).name
+
+
+def test_the_first_task_is_shared_with_runs_of_the_same_start_alone(finished):
+    name = finished[1].name
+    one, other, scratch = tiny(start=name), tiny("replay", start=name), tiny("replay")
+    assert one.first_task_name == other.first_task_name != scratch.first_task_name
+
+
+def test_a_start_that_is_not_there_is_one_line_before_anything_is_loaded(copy):
+    results, _ = copy
+    run = tiny(start="digits-finetune-s0-00000000", **SHORT)
+    with pytest.raises(ResultError) as error:
+        make_run(run, results / "second" / run.name, data="/nowhere", device="cpu")
+    assert f"{results}/*/{run.start}/{WEIGHTS} is missing; expected a finished run" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_damaged_weights_to_start_from_are_named(copy):
+    results, other = copy
+    path = results / "first" / other.name / WEIGHTS
+    run = tiny(start=other.name, **SHORT)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        make_run(run, results / "second" / run.name, device="cpu")
+    path.write_bytes(whole)
+    saved = load_tensors(path)
+    save_tensors(path, {**saved, "parameters": {name: p + 1 for name, p in saved["parameters"].items()}})
+    with pytest.raises(ResultError, match=f"{other.name}: {WEIGHTS} is not the file that was written"):
+        make_run(run, results / "second" / run.name, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"channels": 16}, "its network has channels=8, expected this run's 16"),
+        ({"tasks": 3}, "its network has tasks=2, expected this run's 3"),
+    ],
+)
+def test_a_start_of_another_size_is_one_line(changes, message, copy):
+    results, other = copy
+    run = tiny(start=other.name, **{**SHORT, **changes})
+    steps = []
+    with pytest.raises(Problem, match=f"^start={other.name}: {message}$"):
+        make_run(run, results / "second" / run.name, device="cpu", progress=steps.append)
+    assert not steps
+
+
+def test_a_start_with_networks_of_its_own_is_one_line(tmp_path):
+    other = tiny("separate", **SHORT)
+    assert make_run(other, tmp_path / "results" / "first" / other.name, device="cpu")
+    run = tiny(start=other.name, **SHORT)
+    with pytest.raises(Problem, match="its network is not one U-Net for all tasks, as expected$"):
+        make_run(run, tmp_path / "results" / "second" / run.name, device="cpu")
+
+
+def test_results_from_scratch_and_from_a_start_are_not_mixed(copy):
+    results, other = copy
+    for run in (tiny(**SHORT), tiny("replay", start=other.name, **SHORT)):
+        assert make_run(run, results / "second" / run.name, device="cpu")
+    with pytest.raises(ResultError, match="start="):
+        load_scores(results / "second")
+    assert set(load_scores(results / "second", start=other.name).method) == {"replay"}
