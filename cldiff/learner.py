@@ -125,11 +125,11 @@ class Learner:
             if not self.run.compiled:
                 return self.ema(x, t, ids)
             found = []
-            for parts in zip(
-                x.split(COMPILED), t.split(COMPILED), ids.split(COMPILED)
-            ):  # in one shape: each other would be compiled anew
-                n = len(parts[0])
-                images, s, own = (torch.cat([part, part.new_zeros(COMPILED - n, *part.shape[1:])]) for part in parts)
+            # In one shape: each other would be compiled anew.
+            for *parts, own in zip(*(part.split(COMPILED) for part in (x, t, ids))):
+                n = len(own)
+                images, s = (torch.cat([part, part.new_zeros(COMPILED - n, *part.shape[1:])]) for part in parts)
+                own = torch.cat([own, own[:1].expand(COMPILED - n)])  # of no task beside: ByTask would call its network
                 guess = self._ema(images, s, own)[:n]
                 found.append(guess.clone())  # CUDA graphs write over what they return
             return torch.cat(found)
