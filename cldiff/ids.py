@@ -16,6 +16,7 @@ class Ids:
         self.place[classes] = torch.arange(len(classes))
         self.own = [self.place[list(task.classes)] if by_class else torch.tensor([task.index]) for task in tasks]
         self.number = sum(map(len, self.own))
+        self.all = torch.cat(self.own).to(device)  # in their order, where a step needs them
         self.train = [self.of(task.index, task.train.labels) for task in tasks]
 
     def of(self, task: int, labels: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ class Ids:
 
     def past(self, task: int) -> Tensor:
         """All IDs of the tasks before this one."""
-        return torch.cat(self.own[:task]).to(self.device)
+        return self.all[: sum(map(len, self.own[:task]))]
 
     def spread(self, task: int, n: int) -> Tensor:
         """int64 (n,) for n images to be drawn for a task: its IDs in turn."""

@@ -156,7 +156,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
         """x: (B, C, H, W) in [-1, 1] plus noise; t: int64 (B,); task: int64 (B,), from 0. Returns (B, C, H, W)."""
-        one_hot = task[:, None] == torch.arange(self.tasks, device=task.device)  # F.one_hot has no vmap
+        one_hot = F.one_hot(task, self.tasks)
         embedding = self.embed(torch.cat([timestep_embedding(t, self.channels), one_hot.to(x.dtype)], dim=1))
         h = self.first(F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x)
         skips = [h]

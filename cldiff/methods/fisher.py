@@ -28,19 +28,21 @@ def gradients(learner: Learner, images: int, of: Callable[[Tensor, Tensor], Tens
     past, net = learner.task - 1, copy.deepcopy(learner.net).eval()
     weights = {name: p.detach() for name, p in net.named_parameters()}
 
-    def value(weights: dict[str, Tensor], x: Tensor, t: Tensor, task: Tensor, noise: Tensor) -> Tensor:
-        return of(torch.func.functional_call(net, weights, (x[None], t[None], task[None]))[0], noise)
+    def value(weights: dict[str, Tensor], x: Tensor, t: Tensor, noise: Tensor, task: Tensor) -> Tensor:
+        return of(torch.func.functional_call(net, weights, (x[None], t[None], task))[0], noise)
 
-    each = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0, 0, 0))
+    each = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0, 0, 0, None))
     size = max(1, min(32, HELD // sum(p.numel() for p in weights.values())))  # more at a time are not faster
     for start in range(0, images, size):
         batch = learner.draw(
             learner.images[past], learner.ids.train[past], f"fisher {start}", size=min(size, images - start)
         )
-        with sdpa_kernel(SDPBackend.MATH):  # what vmap finds on a CPU otherwise is slow, and warns
-            x = learner.diffusion.noised(batch.x0, batch.t, batch.noise)
-            found = each(weights, x, batch.t, batch.task, batch.noise)
-        yield torch.cat([found[name].flatten(1) for name in weights], dim=1)
+        x = learner.diffusion.noised(batch.x0, batch.t, batch.noise)
+        for task in batch.task.unique():  # which one_hot() of the network does not map over
+            of_task = batch.task == task
+            with sdpa_kernel(SDPBackend.MATH):  # what vmap finds on a CPU otherwise is slow, and warns
+                found = each(weights, x[of_task], batch.t[of_task], batch.noise[of_task], task[None])
+            yield torch.cat([found[name].flatten(1) for name in weights], dim=1)
 
 
 def loss(guess: Tensor, noise: Tensor) -> Tensor:
