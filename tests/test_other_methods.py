@@ -57,6 +57,7 @@ def test_joint_training_draws_the_images_of_all_tasks_so_far_and_of_no_other_as_
         spread = (4000 * share * (1 - share)).sqrt()
         assert ((counts - 4000 * share).abs() <= 4 * spread).all()
         assert len({*pixels(to_uint8(batch.x0))}) > 0.99 * sizes.sum()  # e^-7 or less of them are left out
+        assert not learner.method.state  # checkpoints do not hold the data set
         if seen < 3:
             learner.next_task()
 
@@ -249,6 +250,15 @@ def test_agem_leaves_gradients_where_those_of_the_buffers_are_zero(odds):
     learner.loss = lambda batch: sum((0 * p).sum() for p in learner.net.parameters())
     given = [torch.ones_like(p) for p in learner.net.parameters()]
     assert all(map(torch.equal, adjusted(learner, given), given))
+
+
+def test_agem_asks_other_images_of_the_buffers_in_each_step(odds):
+    learner, given = copy.deepcopy(odds), []
+    learner.loss = lambda batch, loss=learner.loss: given.append(batch) or loss(batch)
+    for _ in range(2):
+        learner.update()
+    _, old, _, other = given
+    assert old.task.max() < learner.task and not torch.equal(old.x0, other.x0)
 
 
 def test_agem_is_finetuning_as_long_as_the_gradients_agree_and_parts_where_they_do_not(three, odds):
