@@ -63,9 +63,10 @@ def test_the_gradient_is_that_of_both_errors_against_teacher_and_noise(noise, th
 
 
 def test_from_a_timestep_on_the_target_is_the_noise_alone(three):
-    changed = at_task(tiny("distilled", batch=64, options={"until": 400, "noise": 0.5}), three, 1)
-    batch, plain = replayed(changed), replayed(at_task(tiny("replay", batch=64), three, 1))
-    late = batch.t >= 400
+    plain = replayed(at_task(tiny("replay", batch=64), three, 1))
+    until = plain.t.sort().values[32].item()  # one of the batch's: the first with the noise
+    batch = replayed(at_task(tiny("distilled", batch=64, options={"until": until, "noise": 0.5}), three, 1))
+    late = batch.t >= until
     assert 10 < late.sum() < 54 and torch.equal(batch.t, plain.t) and torch.equal(batch.x0, plain.x0)
     assert torch.equal(batch.target[late], plain.noise[late]) and torch.equal(batch.share[late], plain.share[late])
     # A new network predicts 0: the mean of 0 and the noise, at weights 1 and 0.5.
@@ -131,6 +132,13 @@ def test_the_control_weighs_the_current_loss_and_not_the_replay(three):
     assert torch.equal(batch.share[64:], wanted.share[64:])
 
 
+@pytest.mark.parametrize("weight, index", [(0.3, 0), (0.0, 1)])
+def test_the_control_weighs_nothing_in_the_shared_first_task_and_with_weight_0(weight, index, three):
+    learner = at_task(tiny("timesteps", weight=weight, options={"on": "current"}), three, index)
+    current = learner.draw(learner.images[index], index, "current")
+    assert learner.method.batch(learner, current) is current
+
+
 def test_a_constant_shape_is_experience_replay_bit_for_bit(three, trained):
     constant = tiny("timesteps", weight=1.0, steps=2, options={"weighting": "constant"})
     assert all(map(same, weights_after_tasks(constant, three), trained("replay", weight=1.0)))
@@ -147,6 +155,7 @@ def test_a_tenth_of_the_buffer_is_kept_apart(three):
         kept = [set(pixels(state[a][state[b] == task])) for a, b in (("images", "task"), ("unseen", "unseen task"))]
         assert [len(one) for one in kept] == [36, 4] and not kept[0] & kept[1]
         assert kept[0] | kept[1] == set(pixels(plain["images"][plain["task"] == task]))
+    assert at_task(tiny("self_tuned", buffer=5), three, 2).method.state["unseen task"].tolist() == [0, 1]
     assert len(at_task(tiny("self_tuned", buffer=1), three, 1).method.state["unseen"]) == 1
 
 
@@ -175,3 +184,30 @@ def test_both_losses_are_measured_by_the_average_in_their_bins_and_averaged_over
     learner.method.measure(learner)
     torch.testing.assert_close(learner.method.state["losses"], 0.9 * once + 0.1 * 101, rtol=0.05, atol=0)
     assert same(start, copied(learner.net))
+
+
+def test_a_measurement_is_of_noised_images_under_their_ids_at_timesteps_all_over_the_bins(three):
+    learner = at_task(tiny("self_tuned", buffer=40, options={"bins": 4}), three, 2)
+    state, calls = learner.method.state, []
+    learner.ema.forward = lambda x, t, task: calls.append((x, t, task)) or (task + 0.5).view(-1, 1, 1, 1) * x
+    learner.method.measure(learner)
+    for losses, names, (x, t, task) in zip(state["losses"], (("images", "task"), ("unseen", "unseen task")), calls):
+        drawn = learner.draw(*(state[name] for name in names), "self-tuning", size=16)
+        assert torch.equal(task, drawn.task) and set(task.tolist()) == {0, 1}
+        assert torch.equal(x, learner.diffusion.noised(drawn.x0, t, drawn.noise))
+        errors = [((k + 0.5) * image - noise).square().mean() for image, noise, k in zip(x, drawn.noise, task)]
+        wanted = [sum(e for e, s in zip(errors, t) if s // 250 == bin) / 4 for bin in range(4)]
+        torch.testing.assert_close(losses, torch.stack(wanted))
+        assert torch.bincount(t // 250).tolist() == [4] * 4 and (t % 250).unique().numel() > 12
+
+
+def test_measurements_are_so_many_steps_apart_and_begin_anew_with_a_task(three):
+    learner = at_task(tiny("self_tuned", options={"every": 3}), three, 1)
+    at = []
+    learner.method.measure = lambda learner: at.append(learner.step)
+    for learner.step in range(7):
+        replayed(learner)
+    assert at == [0, 3, 6]
+    learner.method.state["losses"] += 1
+    learner.next_task()
+    assert not learner.method.state["losses"].any()
