@@ -44,7 +44,7 @@ EXPERIMENTS = {  # rows, settings, and how many rows the tables have
     "ten": (TEN, {"classes_per_task": 1}, {"ten": 4, "contrasts": 7}),
     "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
 }
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if path.stem != "start")  # which has no code
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess:
