@@ -180,10 +180,9 @@ def parser() -> Parser:
 
 def main() -> None:
     words = parser().parse_args()
-    if words.function is make or getattr(words, "cluster", None):
-        signal.signal(
-            signal.SIGTERM, signal.default_int_handler
-        )  # as Ctrl-C: kernels and workers end with this process
+    if words.function is make or getattr(words, "cluster", None):  # as Ctrl-C: a kernel, a cluster's runs end with this
+        for number in (signal.SIGTERM, signal.SIGINT):  # which the shell of a job in the background has ignored
+            signal.signal(number, signal.default_int_handler)
     try:
         words.function(words)
     except (Problem, ValueError, TypeError, KeyError, OSError) as error:
