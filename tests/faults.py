@@ -30,6 +30,8 @@ def copy(folder: Path) -> Path:
         shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy2(source, folder / name)
     for done in (folder / "figures").glob("*/*.ipynb"):
         done.unlink()
+    for own in ("smoke", "digits"):  # of whoever made them here
+        shutil.rmtree(folder / "figures" / own, ignore_errors=True)
     return folder
 
 
