@@ -9,8 +9,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from . import __version__
 from .errors import Problem
@@ -23,7 +24,7 @@ from .work import make_run, never
 CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
 VERSIONS = {  # of what numbers depend on: equal where a run is asked for and where it is made
     "cldiff": f"{__version__} (code {CODE.hexdigest()[:8]})",
-    "torch": version("torch").partition("+")[0],  # without +cu126 or +cpu: a worker may have a GPU
+    "torch": torch.__version__.partition("+")[0],  # without +cu126 or +cpu: a worker may have a GPU
     "Python": ".".join(platform.python_version_tuple()[:2]),
 }
 ONE = threading.Lock()  # a process makes one run at a time: torch's random state is the process's
