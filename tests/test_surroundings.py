@@ -1,6 +1,7 @@
 """Where it runs: file systems that refuse, a PATH without git, other people's settings, long and strange paths."""
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -628,10 +629,11 @@ def test_lab_opens_the_notebooks_of_this_clone(tmp_path):
 
 
 def test_clean_deletes_the_folders_of_a_profile(tmp_path):
-    for name in ("small", "digits-long"):
-        (tmp_path / "results" / name).mkdir(parents=True)
+    kinds = ("results", "figures")
+    for kind, name in itertools.product(kinds, ("small", "digits-long")):
+        (tmp_path / kind / name).mkdir(parents=True)
     assert make(tmp_path, "clean", "PROFILE=digits-long").returncode == 0
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["small"]
+    assert [[path.name for path in (tmp_path / kind).iterdir()] for kind in kinds] == [["small"]] * 2
 
 
 def test_a_python_that_cannot_make_environments_is_one_line_and_leaves_nothing(tmp_path):
