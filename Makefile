@@ -26,7 +26,7 @@ export PYTHONUTF8 := 1
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX
 
-.PHONY: help setup setup-test setup-bench setup-browser setup-cluster paper benchmark targets test test-all test-faults check-paper verify bench \
+.PHONY: help setup setup-test setup-bench setup-browser setup-cluster paper benchmark tutorials targets test test-all test-faults check-paper verify bench \
         gpu-day lab test-browser lint colab clean
 
 help:
@@ -34,6 +34,7 @@ help:
 	@echo 'make setup-cluster  the extra that CLUSTER= needs, and its workers'
 	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
 	@echo 'make benchmark  every method of the field, with its price: PROFILE=benchmark-digits of make paper'
+	@echo 'make tutorials  execute the tutorials that have changed, for reading: figures/tutorials'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make test     the tests that a change can break, in minutes'
 	@echo 'make test-all the long ones too: notebooks, kills, whole papers; in chromium where there is one'
@@ -90,6 +91,15 @@ paper: setup $(if $(CLUSTER),setup-cluster)
 
 benchmark:
 	@$(MAKE) --no-print-directory paper PROFILE=benchmark-$(PROFILE)
+
+# Without widgets, which a page that is only read cannot move.
+TUTORIALS := $(patsubst notebooks/%,figures/tutorials/%,$(wildcard notebooks/tutorial_*.ipynb))
+tutorials: setup
+	@$(MAKE) --no-print-directory $(TUTORIALS)
+$(TUTORIALS): figures/tutorials/%: notebooks/%
+	@echo 'make    $@'
+	@$(BIN)/python -c 'import sys; from cldiff.report.execute import execute as run; \
+	  run(*sys.argv[1:], {"widgets": False} if "widgets" in open(sys.argv[1]).read() else {})' $< $@
 
 # Below, only the make that `paper` starts: the plan lists FIRST_TASKS, RUNS, FIGURES and PAPER, and which run waits for
 # which first task. A run is made when its result is not there, whatever the times of files say; figures are drawn again

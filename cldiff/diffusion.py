@@ -131,13 +131,16 @@ class Diffusion:
         uniform = torch.rand(len(x0), len(low), generator=generator, device=x0.device, dtype=torch.float64)
         t = (low + (uniform * size).long().clamp(max=size - 1)).flatten()  # (B * K,)
         image = torch.arange(len(x0), device=x0.device).repeat_interleave(len(low))
+        done = 0
         vlbs = [torch.zeros(len(x0), self.timesteps, dtype=torch.float64, device=x0.device) for _ in choices]
         for i, s, weight in zip(image.split(batch_size), t.split(batch_size), size.repeat(len(x0)).split(batch_size)):
             noise = torch.randn(x0[i].shape, generator=generator, device=x0.device, dtype=x0.dtype)
             x_t = self.noised(x0[i], s, noise)
             guess = model(x_t, s).to(x0.dtype)
+            lowest = slice(-done % len(low), None, len(low))  # of each image, the one that may be t = 0
             for vlb, (variance, clip) in zip(vlbs, choices):
-                vlb[i, s] = weight * self._term(x0[i], x_t, s, guess, self.reverse_variances[variance], clip)
+                vlb[i, s] = weight * self._term(x0[i], x_t, s, guess, self.reverse_variances[variance], clip, lowest)
+            done += len(s)
         a = self.alpha_bar[-1]
         prior = 0.5 * (a * x0.double().square() - a - (1 - a).log()).flatten(1).mean(1) / math.log(2)
         return [(prior + vlb.sum(1), prior, vlb) for vlb in vlbs]
@@ -153,9 +156,11 @@ class Diffusion:
         starts = torch.cat([ends.new_zeros(1), ends[:-1]])
         return starts, ends - starts
 
-    def _term(self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, reverse: Tensor, clip: bool) -> Tensor:
-        """L_t of eq. 5 in bits per dimension, (B,): the likelihood of the pixels at t = 0, a KL divergence
-        elsewhere."""
+    def _term(
+        self, x0: Tensor, x_t: Tensor, t: Tensor, noise: Tensor, reverse: Tensor, clip: bool, lowest: slice
+    ) -> Tensor:
+        """L_t of eq. 5 in bits per dimension, (B,): the likelihood of the pixels at t = 0, which `lowest` alone may
+        have, a KL divergence elsewhere."""
         x0, x_t = x0.double(), x_t.double()
         guess = self.denoised(x_t, t, noise.double(), clip)
         wide = lambda table: table[t].view(-1, 1, 1, 1)  # noqa: E731
@@ -164,8 +169,9 @@ class Diffusion:
         to_x0, to_x_t = b.sqrt() * beta / (1 - a), (1 - beta).sqrt() * (1 - b) / (1 - a)  # eq. 7
         mean = to_x0 * guess + to_x_t * x_t
         ratio = wide(self.posterior_variance).clamp(min=1e-300) / reverse
-        kl = 0.5 * (ratio - 1 - ratio.log() + (to_x0 * (x0 - guess)).square() / reverse)
-        bits = torch.where(t.view(-1, 1, 1, 1) == 0, -log_likelihood(x0, mean, reverse.sqrt()), kl)
+        bits = 0.5 * (ratio - 1 - ratio.log() + (to_x0 * (x0 - guess)).square() / reverse)
+        likelihood = log_likelihood(x0[lowest], mean[lowest], reverse[lowest].sqrt())
+        bits[lowest] = torch.where(t[lowest].view(-1, 1, 1, 1) == 0, -likelihood, bits[lowest])
         return bits.flatten(1).mean(1) / math.log(2)
 
 

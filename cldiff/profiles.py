@@ -24,7 +24,7 @@ class Profile:
     """datasets: by name, what differs there from `settings`, which differ from Run's defaults. sweep: the profile that
     chose the weights of rows without one; None: methods' defaults. figures: the notebooks that show its results.
     published: whether git keeps results and figures. first_seed: above 0 for an experiment on seeds that an earlier one
-    did not see. beside: the profile of the same settings among whose results its own are."""
+    did not see."""
 
     help: str
     datasets: dict[str, dict]
@@ -34,7 +34,6 @@ class Profile:
     figures: tuple[str, ...] = FIGURES
     published: bool = False
     first_seed: int = 0
-    beside: str | None = None
 
     @property
     def has_paper(self) -> bool:
@@ -121,7 +120,7 @@ PROFILES = {
         BENCHMARK,
         sweep="digits-sweep",
         figures=("benchmark",),
-        beside="digits",
+        published=True,
     ),
     "axes-digits": Profile(
         "the benchmark's best methods with other buffers and five times the steps",
@@ -130,6 +129,7 @@ PROFILES = {
         AXES,
         sweep="digits-sweep",
         figures=("axes",),
+        published=True,
     ),
     "digits-long": Profile(
         "the same with five times the steps",
@@ -178,6 +178,7 @@ PROFILES = {
         dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
         REPLAY_KEPT,
         figures=("replay",),
+        published=True,
         first_seed=3,
     ),
     "replay-mnist": Profile(  # 3,200 passes over an image of the buffer, as in 20,000 steps with 200 images
@@ -186,12 +187,18 @@ PROFILES = {
         dict(_PAPER_CPU, tasks=2, steps=2_000, buffer=20, bound_images=500),
         REPLAY_KEPT,
         figures=("replay",),
+        published=True,
     ),
     "orders": Profile(
-        "the tasks of the digits in three orders", {"digits": {}}, _DIGITS, IN_ORDERS, figures=("orders",)
+        "the tasks of the digits in three orders",
+        {"digits": {}},
+        _DIGITS,
+        IN_ORDERS,
+        figures=("orders",),
+        published=True,
     ),
     "orders-mnist": Profile(
-        "the tasks of MNIST in three orders", {"mnist": {}}, _SMALL, IN_ORDERS, figures=("orders",)
+        "the tasks of MNIST in three orders", {"mnist": {}}, _SMALL, IN_ORDERS, figures=("orders",), published=True
     ),
     "pretrained": Profile(
         "MNIST's tasks from scratch and from Fashion-MNIST's network",
@@ -199,9 +206,15 @@ PROFILES = {
         _SMALL,
         PRETRAINED,
         figures=("pretrained",),
+        published=True,
     ),
     "ten": Profile(
-        "MNIST's and Fashion-MNIST's tasks in one sequence", {"mnist_fashion": {}}, _SMALL, TEN, figures=("ten",)
+        "MNIST's and Fashion-MNIST's tasks in one sequence",
+        {"mnist_fashion": {}},
+        _SMALL,
+        TEN,
+        figures=("ten",),
+        published=True,
     ),
     "digits-sweep": Profile(
         "weights of every method that has one, judged on validation images",

@@ -54,6 +54,9 @@ BENCHMARK = (
     Row("self_tuned"),
     Row("agem"),
     Row("generative_distillation"),
+    # What the target does, apart from how the two losses are weighed: each with the other's shares.
+    Row("generative", 1.0, {"shared": True}),
+    Row("generative_distillation", 1.0, {"shared": False}),
     Row("rank1_distillation"),
     Row("lwf"),
     Row("ewc"),
@@ -66,8 +69,8 @@ BENCHMARK = (
     Row("separate", options={"start": "previous"}),
     Row("joint"),
 )
-# The five best of the benchmark that are no bounds, the study's weight of replay, and finetuning: with another length
-# for all, and with other buffers for those that have one.
+# The five best of the benchmark that are no bounds, finetuning, and two constant weights of replay, the study's and the
+# best of the replay experiment: with another length for all, and with other buffers for those that have one.
 _LENGTH, _BUFFERS = dict(steps=1_000, curve_every=200), (5, 20, 50)
 AXES = (
     *(
@@ -76,8 +79,8 @@ AXES = (
         for settings in ({}, _LENGTH)
     ),
     *(
-        Row(method, 1.0 if method == "replay" else None, settings=settings)
-        for method in ("distilled", "self_tuned", "replay")
+        Row(method, weight, settings=settings)
+        for method, weight in (("distilled", None), ("self_tuned", None), ("replay", 1.0), ("replay", 0.1))
         for settings in (*({"buffer": buffer} for buffer in _BUFFERS), _LENGTH)
     ),
 )

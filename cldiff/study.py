@@ -44,7 +44,8 @@ def known_profile(name: str) -> Profile:
 
 
 def results_folder(profile: str) -> Path:
-    return Path("results", known_profile(profile).beside or profile)
+    known_profile(profile)
+    return Path("results", profile)
 
 
 def runs(profile: str, seeds: int = 1, only: str = "") -> list[Run]:

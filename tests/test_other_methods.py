@@ -287,8 +287,11 @@ def close_gradients(learner, expected) -> None:
 
 
 @pytest.mark.parametrize("index", (1, 2))
-def test_the_gradient_of_generative_distillation_is_that_of_the_written_loss(index, three):
-    learner = Learner(tiny("generative_distillation", weight=0.3, dropout=0.0, clip=1e9), three)
+@pytest.mark.parametrize("shared", (True, False))
+@pytest.mark.parametrize("method", ("generative_distillation", "generative"))
+def test_the_gradient_of_generative_methods_is_that_of_the_written_loss(method, shared, index, three):
+    options = {"shared": shared}
+    learner = Learner(tiny(method, weight=0.3, options=options, dropout=0.0, clip=1e9), three)
     for k in range(index):
         moved(learner.net, 0.05 / (k + 1))
         moved(learner.ema, 0.02 / (k + 1))
@@ -300,7 +303,7 @@ def test_the_gradient_of_generative_distillation_is_that_of_the_written_loss(ind
     now = learner.draw(three[index].train.images, index, "current")
     old = learner.draw(state["images"], state["task"], "replay")
     assert set(old.task.tolist()) == set(range(index))
-    k, total = index + 1, 0
+    k, total = index + 1 if shared else 1, 0
     for x0, t, noise, task in zip(now.x0, now.t, now.noise, now.task):
         guess = pass_of(learner, x0[None], t[None], noise[None], task[None])
         total = total + (guess - noise).square().mean() / 8 / k
@@ -309,7 +312,8 @@ def test_the_gradient_of_generative_distillation_is_that_of_the_written_loss(ind
         with torch.no_grad():
             said = before(learner.diffusion.noised(x0[None], t[None], noise[None]), t[None], task[None])
         assert (said - noise).abs().max() > 0.1  # not what the noise was
-        total = total + 0.3 * (1 - 1 / k) * (guess - said).square().mean() / 8
+        target = said if method == "generative_distillation" else noise
+        total = total + 0.3 * (1 - 1 / k if shared else 1) * (guess - target).square().mean() / 8
     expected = named_gradients(total, learner.net)
     kept = copied(learner.ema)
     loss = learner.update()

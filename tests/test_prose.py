@@ -14,6 +14,7 @@ import pytest
 from cldiff.errors import Problem
 from cldiff.methods import Method
 from cldiff.report import readme
+from cldiff.report.execute import move_links
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -117,3 +118,14 @@ def test_generated_parts_follow_results_and_a_lost_marker_is_an_error(monkeypatc
 def test_the_start_page_has_a_line_for_each_notebook():
     text = prose(ROOT / "notebooks" / "start.ipynb")
     assert set(re.findall(r"\]\((\w+\.ipynb)\)", text)) == {path.name for path in NOTEBOOKS} - {"start.ipynb"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures/tutorials").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_executed_tutorials_are_those_of_now(path, tmp_path):
+    source = ROOT / "notebooks" / path.name
+    moved = tmp_path / path.name
+    shutil.copy(source, moved)
+    move_links(moved, source.parent, path.parent)
+    wanted, found = ([cell.source for cell in nbformat.read(p, as_version=4).cells] for p in (moved, path))
+    injected = [i for i, text in enumerate(found) if text.startswith("# Parameters")]
+    assert [text for i, text in enumerate(found) if i not in injected] == wanted, "`make tutorials` executes it anew"

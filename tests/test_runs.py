@@ -145,6 +145,12 @@ def test_curve_timesteps_include_those_of_the_paper():
     assert len(Run(timesteps=25, pool_steps=5, sample_steps=5, bound_terms=5, early=5, late=20).curve_timesteps) >= 20
 
 
+def test_git_keeps_the_results_of_published_profiles_alone():
+    for name, p in PROFILES.items():
+        words = ["git", "check-ignore", "--quiet", f"results/{name}/a-run/result.json"]
+        assert subprocess.run(words, cwd=ROOT).returncode == (1 if p.published else 0), name
+
+
 def test_profiles_are_valid_and_the_paper_keeps_its_protocol():
     for profile, p in PROFILES.items():
         if profile == "paper-cpu":  # waits for its sweep

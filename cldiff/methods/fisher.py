@@ -50,9 +50,9 @@ def loss(guess: Tensor, noise: Tensor) -> Tensor:
 
 
 class EWC(Method):
-    """Diagonal EWC (Kirkpatrick et al. 2017, eq. 3): half `weight` times the squared distance to the parameters after
-    the previous task, each weighed by its Fisher information, summed over past tasks; with `decay` below 1 online EWC
-    (Schwarz et al. 2018)."""
+    """Diagonal EWC (Kirkpatrick et al. 2017, eq. 3) with one anchor, as Huszár (2018) has it: half `weight` times the
+    squared distance to the parameters after the previous task, each weighed by its Fisher information, summed over past
+    tasks; with `decay` below 1 online EWC (Schwarz et al. 2018)."""
 
     label = "EWC"
     weight = 15_000.0  # of arXiv 2509.23593
@@ -82,8 +82,8 @@ class EWC(Method):
 
 
 class MAS(EWC):
-    """Memory aware synapses (Aljundi et al. 2018, eq. 3): as EWC, but a parameter is as important as the squared norm
-    of the predicted noise is sensitive to it."""
+    """Memory aware synapses (Aljundi et al. 2018, eq. 3): as EWC, half the weight and one anchor included, but a
+    parameter is as important as the squared norm of the predicted noise is sensitive to it."""
 
     label = "MAS"
     weight = 5.0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..parameters import flag
 from .base import Batch
 from .distill import frozen, prediction
 from .replay import GenerativeReplay
@@ -15,19 +16,19 @@ if TYPE_CHECKING:
 
 class GenerativeDistillation(GenerativeReplay):
     """Generative distillation (Masip et al. 2023, arXiv 2311.14028): generative replay towards what the average from
-    before the task predicts, not towards the noise. In task k the current loss counts 1/k, distillation
-    (1 - 1/k) * weight; with weight 0 this is finetuning."""
+    before the task predicts, not towards the noise; with weight 0 this is finetuning."""
 
     label = "Generative distillation"
     passes = 7
+
+    @dataclass(frozen=True)
+    class Options(GenerativeReplay.Options):
+        shared: bool = flag(True, help="in task k the current loss counts 1/k, distillation (1 - 1/k) * weight")
 
     def start_task(self, learner: Learner) -> None:
         super().start_task(learner)
         self.state |= frozen(learner)
 
-    def batch(self, learner: Learner, current: Batch) -> Batch:
-        if not self.state or self.weight == 0:
-            return current
-        share = 1 / (learner.task + 1)
-        old = learner.draw(self.state["images"], self.state["task"], "replay", self.weight * (1 - share))
-        return replace(current, share=current.share * share) + replace(old, target=prediction(learner, self.state, old))
+    def replayed(self, learner: Learner) -> Batch:
+        old = super().replayed(learner)
+        return replace(old, target=prediction(learner, self.state, old))

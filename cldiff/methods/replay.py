@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..lazy import torch
+from ..parameters import Parameters, flag
 from ..tasks import Split, to_uint8
 from .base import Batch, Method
 
@@ -55,6 +57,23 @@ class GenerativeReplay(Replay):
     """Generative replay (Shin et al. 2017): the buffers are filled by the model from before the task."""
 
     label = "Generative replay"
+
+    @dataclass(frozen=True)
+    class Options(Parameters):
+        shared: bool = flag(False, help="in task k the current loss counts 1/k, replay (1 - 1/k) * weight")
+
+    def share(self, learner: Learner) -> float:
+        """Of the current task in the loss."""
+        return 1 / (learner.task + 1)
+
+    def batch(self, learner: Learner, current: Batch) -> Batch:
+        if not self.options.shared or not self.state or self.weight == 0:
+            return super().batch(learner, current)
+        return super().batch(learner, replace(current, share=current.share * self.share(learner)))
+
+    def replayed(self, learner: Learner) -> Batch:
+        part = 1 - self.share(learner) if self.options.shared else 1.0
+        return learner.draw(self.state["images"], self.state["task"], "replay", self.weight * part)
 
     def held(self, learner: Learner) -> dict[str, int]:
         return super().held(learner) | {"images": 0}

@@ -7,6 +7,7 @@ end; nothing in it depends on the time or place of execution.
 import ast
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -103,6 +104,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
                 f"not help, see what `{sys.executable} -m ipykernel_launcher` says, and whether TMPDIR takes sockets"
             ) from None
         clean(begun)
+        move_links(begun, notebook.parent, output.parent)
         if existed or not output.exists():  # else another process made it meanwhile, and this one found it made
             write_atomically(output, lambda path: shutil.copyfile(begun, path))
 
@@ -153,6 +155,19 @@ class _Progress:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+def move_links(path: Path, source: Path, target: Path) -> None:
+    """Links of a notebook's text to files, which are relative to `source`, as they are from `target`."""
+    book = nbformat.read(path, as_version=4)
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(
+                r"\]\((?!\w+:|#)([^)\s]+)\)",
+                lambda link: f"]({Path(os.path.relpath(source / link[1], target)).as_posix()})",
+                cell.source,
+            )
+    nbformat.write(book, path)
 
 
 def clean(path: Path) -> None:

@@ -3,8 +3,13 @@
 A part NAME stands between the lines <!-- NAME: `python -m cldiff readme` writes this part --> and <!-- /NAME -->.
 """
 
+import re
+from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from ..errors import Problem
 from ..findings import FINETUNING
@@ -12,7 +17,7 @@ from ..methods import METHODS
 from ..results import load_scores
 from ..rows import STUDY
 from ..run import Run
-from ..stats import summarise
+from ..stats import average, forgetting, result_matrix
 from ..study import PROFILES
 from ..tasks import DATASETS, sequence
 from .tables import mean_and_error
@@ -41,32 +46,38 @@ def written(rows: list[list[str]]) -> str:
 def results(profile: str = "small", dataset: str = "mnist") -> str:
     """What became of finetuning and replay, in the published runs, and who leads the benchmark."""
     scores = load_scores(Path("results", profile), dataset, STUDY)
-    summary = summarise(scores)
-
-    def value(label: str, metric: str, kind: str, digits: int) -> str:
-        return mean_and_error(summary[(summary.label == label) & (summary.metric == metric)][kind], digits)
-
-    floor = scores[
-        (scores.metric == "fid_floor") & (scores.split == "train") & (scores.extractor == "lenet")
-    ].value.mean()
+    floor = scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
     steps, replay = PROFILES[profile].settings["steps"], "Experience replay, weight 1"
+
+    def value(label: str, metric: str, of: Callable[[np.ndarray], float], digits: int) -> str:
+        runs = scores[scores.label == label].groupby("seed")
+        return mean_and_error(pd.Series([of(result_matrix(run, metric, "test")) for _, run in runs]), digits)
+
     head, *board = table_of(LEADERBOARD)
     fid = {row[0]: row[head.index("FID, test ↓")] for row in board}
     return (
         f"On {DATASETS[dataset].title}, {steps:,} steps a task, finetuning ends at an average FID of "
-        f"{value(FINETUNING, 'fid', 'average', 0)} where real images have {floor:.0f}, and bits per dimension hardly "
-        f"notice: {value(FINETUNING, 'bpd', 'average', 2)}, of which forgetting is "
-        f"{value(FINETUNING, 'bpd', 'forgetting', 2)}. Experience replay ends at {value(replay, 'fid', 'average', 0)}. "
-        f"On the digits, among {len(board)} methods of the field ([leaderboard]({LEADERBOARD})): finetuning "
-        f"{fid[FINETUNING]}, experience replay {fid[replay]}, distilled replay {fid['Distilled replay, weight 1']}, "
-        f"generative distillation {fid['Generative distillation, weight 1']}. Mean and standard error over three seeds."
+        f"{value(FINETUNING, 'fid', average, 0)} where real images have {floor:.0f}, and bits per dimension hardly "
+        f"notice: they are {value(FINETUNING, 'bpd', average, 2)}, and rose by "
+        f"{value(FINETUNING, 'bpd', forgetting, 2)} on old tasks. Experience replay (the study's weight 1) ends at "
+        f"{value(replay, 'fid', average, 0)}. On the digits, in a table of {len(METHODS)} methods "
+        f"([leaderboard]({LEADERBOARD})): finetuning {fid[FINETUNING]}, experience replay {fid[replay]}, distilled "
+        f"replay {fid['Distilled replay, weight 1']}, generative distillation "
+        f"{fid['Generative distillation, weight 1']}. Mean and standard error over three seeds; FID in features of a "
+        "LeNet against test images, so that it compares with no published one."
     )
 
 
 def verdicts() -> str:
     """The seven findings, and whether they hold on each data set."""
     found = [table_of(Path("figures", f"{name}.md")) for name in VERDICTS]
-    titles = [f"[{DATASETS[name.split('-')[-1]].title}](figures/{name}.md)" for name in VERDICTS]
+    seeds = [
+        re.search(r"over (\d+) seeds", Path("figures", f"{name}.md").read_text(encoding="utf-8"))[1]
+        for name in VERDICTS
+    ]
+    titles = [
+        f"[{DATASETS[name.split('-')[-1]].title}](figures/{name}.md), {n} seeds" for name, n in zip(VERDICTS, seeds)
+    ]
     # In the words of 28 pixels: at 8 the late timestep is another one.
     rows = [[row[0], row[1], *(table[k][-1] for table in found)] for k, row in enumerate(found[1]) if k]
     return written([["", "finding of the study", *titles], *rows])
@@ -95,7 +106,7 @@ def parameters() -> str:
 
 
 def methods() -> str:
-    """Every method with its weight, its price of a step and its options."""
+    """Every method with its source, its weight, its price of a step and its options."""
     rows = []
     for name, method in METHODS.items():
         options = "; ".join(
@@ -104,8 +115,11 @@ def methods() -> str:
             if f.default is not MISSING
         )
         weight = "" if method.weight is None else f"{method.weight:g}"
-        rows.append([f"`{name}`", method.label, weight, str(method.passes), options])
-    return written([["method", "in tables", "weight", "passes", "options, their defaults and meaning"], *rows])
+        doc = " ".join((method.__doc__ or "").split())
+        source = re.search(r"[A-Z]\w+( and \w+| et al\.)? \(?\d{4}|arXiv \d{4}\.\d{5}", doc)
+        source = source[0].replace("(", "") if source else ""
+        rows.append([f"`{name}`", method.label, source, weight, str(method.passes), options])
+    return written([["method", "in tables", "after", "weight", "passes", "options, their defaults and meaning"], *rows])
 
 
 def datasets() -> str:

@@ -60,7 +60,9 @@ def contrasts_table(table: pd.DataFrame) -> pd.DataFrame:
             "contrast": table.question,
             "first": table["first"],
             "second": table["second"],
-            "outcome": table.outcome.str.upper(),
+            "outcome": table.outcome.map(
+                lambda name: METRICS[name].title if name in METRICS else name.replace("_", " ")
+            ),
             "first's mean": table["mean of the first"].map("{:.2f}".format),
             "second's mean": table["mean of the second"].map("{:.2f}".format),
             "difference": [
