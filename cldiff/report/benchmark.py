@@ -50,9 +50,10 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
     table["FID, newest task ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
     drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
     note = (
-        f"{seeds_note(scores)}, by average FID against test images. Weights without a name of their own are those that "
-        f"the sweep chose on validation images. Bold: the best average, and what {DRAWS:,} draws of a paired bootstrap "
-        "over seeds and images cannot tell from it; °: what they cannot tell from finetuning. FID: "
+        f"{seeds_note(scores)}, by average FID against test images. Replay has the study's weights 1 and 0.01 and the "
+        "one that the sweep chose on validation images, other methods the latter. Bold: the best average, and what "
+        f"{DRAWS:,} draws of a paired bootstrap over seeds and images cannot tell from it; °: what they cannot tell "
+        "from finetuning; neither is corrected for the number of rows. FID: "
         f"{drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}), against training images where no "
         f"others are named. BPD: on {sizes(bound.n)} test images per task. Recall: against test images. Forgetting: "
         "positive means worse."
@@ -131,7 +132,8 @@ def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     )
     note = (
         "Time: seconds of training, finetuning's of the same seed and machine being 1; the first task, which most "
-        "share, and what is done once between tasks are in it. Passes: forward passes that an image costs in a step, a "
-        "backward pass counted as two. Held: what is kept from task to task beside one network, at the end."
+        "share, and what is done once between tasks are in it; empty where finetuning did not run on the same machine. "
+        "Passes: forward passes that an image costs in a step, a backward pass counted as two. Held: what is kept from "
+        "task to task beside one network, at the end."
     )
     return table, note
