@@ -64,7 +64,7 @@ def results(profile: str = "small", dataset: str = "mnist") -> str:
         f"([leaderboard]({LEADERBOARD})): finetuning {fid[FINETUNING]}, experience replay {fid[replay]}, distilled "
         f"replay {fid['Distilled replay, weight 1']}, generative distillation "
         f"{fid['Generative distillation, weight 1']}. Mean and standard error over three seeds; FID in features of a "
-        "LeNet against test images, so that it compares with no published one."
+        "LeNet, against test images."
     )
 
 
