@@ -34,7 +34,7 @@ help:
 	@echo 'make setup-cluster  the extra that CLUSTER= needs, and its workers'
 	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
 	@echo 'make benchmark  every method of the field, with its price: PROFILE=benchmark-digits of make paper'
-	@echo 'make tutorials  execute the tutorials that have changed, for reading: figures/tutorials'
+	@echo 'make tutorials  execute the tutorials whose source is newer, for reading: figures/tutorials'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make test     the tests that a change can break, in minutes'
 	@echo 'make test-all the long ones too: notebooks, kills, whole papers; in chromium where there is one'
@@ -94,9 +94,8 @@ benchmark:
 
 # Without widgets, which a page that is only read cannot move.
 TUTORIALS := $(patsubst notebooks/%,figures/tutorials/%,$(wildcard notebooks/tutorial_*.ipynb))
-tutorials: setup
-	@$(MAKE) --no-print-directory $(TUTORIALS)
-$(TUTORIALS): figures/tutorials/%: notebooks/%
+tutorials: $(TUTORIALS)
+$(TUTORIALS): figures/tutorials/%: notebooks/% | $(VENV)/.installed
 	@echo 'make    $@'
 	@$(BIN)/python -c 'import sys; from cldiff.report.execute import execute as run; \
 	  run(*sys.argv[1:], {"widgets": False} if "widgets" in open(sys.argv[1]).read() else {})' $< $@

@@ -131,16 +131,15 @@ class Diffusion:
         uniform = torch.rand(len(x0), len(low), generator=generator, device=x0.device, dtype=torch.float64)
         t = (low + (uniform * size).long().clamp(max=size - 1)).flatten()  # (B * K,)
         image = torch.arange(len(x0), device=x0.device).repeat_interleave(len(low))
-        done = 0
         vlbs = [torch.zeros(len(x0), self.timesteps, dtype=torch.float64, device=x0.device) for _ in choices]
-        for i, s, weight in zip(image.split(batch_size), t.split(batch_size), size.repeat(len(x0)).split(batch_size)):
+        parts = zip(image.split(batch_size), t.split(batch_size), size.repeat(len(x0)).split(batch_size))
+        for number, (i, s, weight) in enumerate(parts):
             noise = torch.randn(x0[i].shape, generator=generator, device=x0.device, dtype=x0.dtype)
             x_t = self.noised(x0[i], s, noise)
             guess = model(x_t, s).to(x0.dtype)
-            lowest = slice(-done % len(low), None, len(low))  # of each image, the one that may be t = 0
+            lowest = slice(-number * batch_size % len(low), None, len(low))  # of each image, the one that may be t = 0
             for vlb, (variance, clip) in zip(vlbs, choices):
                 vlb[i, s] = weight * self._term(x0[i], x_t, s, guess, self.reverse_variances[variance], clip, lowest)
-            done += len(s)
         a = self.alpha_bar[-1]
         prior = 0.5 * (a * x0.double().square() - a - (1 - a).log()).flatten(1).mean(1) / math.log(2)
         return [(prior + vlb.sum(1), prior, vlb) for vlb in vlbs]

@@ -79,7 +79,7 @@ def set_aside_damaged(profile: str, seeds: int = 1) -> None:
         except ResultError as error:
             if known_profile(profile).published:
                 raise ResultError(
-                    f"{error}; `git checkout -- {folder}` brings back what was published; to do the run again, "
+                    f"{error}; `git checkout -- {folder}` brings it back where it was published; to do the run again, "
                     "delete the folder"
                 ) from None
             aside = next(

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 METHODS = len({row_run(row).label for row in BENCHMARK})  # a default weight may be the study's
 EXPERIMENTS = {  # rows, settings, and how many rows the tables have
-    "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 7, "contrasts": 10}),
+    "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 8, "contrasts": 18}),
     "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS, "published": 6}),
     "orders": (IN_ORDERS, {}, {"orders": 3, "contrasts": 9}),
     "pretrained": (PRETRAINED, {}, {"pretrained": 6, "contrasts": 9}),

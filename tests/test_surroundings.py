@@ -325,8 +325,8 @@ def test_published_results_that_are_damaged_are_named_and_not_moved(tmp_path, mo
         main()
     short = Path("results/small", run.name)
     assert str(stop.value) == (
-        f"error: {short}: scores.csv is not the file that was written; `git checkout -- {short}` brings back what was "
-        "published; to do the run again, delete the folder"
+        f"error: {short}: scores.csv is not the file that was written; `git checkout -- {short}` brings it back where "
+        "it was published; to do the run again, delete the folder"
     )
     assert {path.name for path in run.parent.iterdir()} == {run.name} and (run / "scores.csv").read_text() == "cut"
 

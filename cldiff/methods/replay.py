@@ -67,9 +67,9 @@ class GenerativeReplay(Replay):
         return 1 / (learner.task + 1)
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
-        if not self.options.shared or not self.state or self.weight == 0:
-            return super().batch(learner, current)
-        return super().batch(learner, replace(current, share=current.share * self.share(learner)))
+        if self.options.shared and self.state and self.weight:
+            current = replace(current, share=current.share * self.share(learner))
+        return super().batch(learner, current)
 
     def replayed(self, learner: Learner) -> Batch:
         part = 1 - self.share(learner) if self.options.shared else 1.0

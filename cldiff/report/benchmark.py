@@ -50,10 +50,10 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
     table["FID, newest task ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
     drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
     note = (
-        f"{seeds_note(scores)}, by average FID against test images. Replay has the study's weights 1 and 0.01 and the "
-        "one that the sweep chose on validation images, other methods the latter. Bold: the best average, and what "
-        f"{DRAWS:,} draws of a paired bootstrap over seeds and images cannot tell from it; °: what they cannot tell "
-        "from finetuning; neither is corrected for the number of rows. FID: "
+        f"{seeds_note(scores)}, by average FID against test images. Weights are those that the sweep chose on "
+        "validation images, beside them the study's, and 1 where an option of generative methods is turned over. Bold: "
+        f"the best average, and what {DRAWS:,} draws of a paired bootstrap over seeds and images cannot tell from it; "
+        "°: what they cannot tell from finetuning; neither is corrected for the number of rows. FID: "
         f"{drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}), against training images where no "
         f"others are named. BPD: on {sizes(bound.n)} test images per task. Recall: against test images. Forgetting: "
         "positive means worse."

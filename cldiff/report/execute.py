@@ -163,7 +163,7 @@ def move_links(path: Path, source: Path, target: Path) -> None:
     for cell in book.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(
-                r"\]\((?!\w+:|#)([^)\s]+)\)",
+                r"\]\((?!\w+:|[#/])([^)\s]+)\)",
                 lambda link: f"]({Path(os.path.relpath(source / link[1], target)).as_posix()})",
                 cell.source,
             )

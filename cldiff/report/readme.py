@@ -70,14 +70,12 @@ def results(profile: str = "small", dataset: str = "mnist") -> str:
 
 def verdicts() -> str:
     """The seven findings, and whether they hold on each data set."""
-    found = [table_of(Path("figures", f"{name}.md")) for name in VERDICTS]
-    seeds = [
-        re.search(r"over (\d+) seeds", Path("figures", f"{name}.md").read_text(encoding="utf-8"))[1]
-        for name in VERDICTS
-    ]
-    titles = [
-        f"[{DATASETS[name.split('-')[-1]].title}](figures/{name}.md), {n} seeds" for name, n in zip(VERDICTS, seeds)
-    ]
+    found, titles = [], []
+    for name in VERDICTS:
+        path = Path("figures", f"{name}.md")
+        seeds = re.search(r"n = (\d+ seeds?)", path.read_text(encoding="utf-8"))[1]
+        titles.append(f"[{DATASETS[name.split('-')[-1]].title}]({path}), {seeds}")
+        found.append(table_of(path))
     # In the words of 28 pixels: at 8 the late timestep is another one.
     rows = [[row[0], row[1], *(table[k][-1] for table in found)] for k, row in enumerate(found[1]) if k]
     return written([["", "finding of the study", *titles], *rows])
