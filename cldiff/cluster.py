@@ -162,12 +162,7 @@ def run_all(
                     if future.cancelled()
                     else future.exception()
                 )
-                if isinstance(error, BrokenExecutor):
-                    raise Problem(
-                        f"{str(error).rstrip('.')}: {total - bar.n} of {total} runs are left; the same command goes on "
-                        "with them, once the workers are back"
-                    )
-                if isinstance(error, OSError) and then is is_kept:
+                if isinstance(error, BrokenExecutor) or (isinstance(error, OSError) and then is is_kept):
                     raise error
                 if isinstance(error, OtherVersion) and workers.again(future):
                     expect(future, then, runs)
@@ -179,6 +174,11 @@ def run_all(
                     error = found
                 if error is not None:
                     failed.update((run.name, one_line(error)) for run in runs)
+        except BrokenExecutor as error:  # a future's, or of submit(), which is refused once the pool knows
+            raise Problem(
+                f"{str(error).rstrip('.')}: {total - bar.n} of {total} runs are left; the same command goes on with "
+                "them, once the workers are back"
+            ) from None
         finally:
             for future in pending:
                 future.cancel()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -434,13 +434,16 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(pool, tmp_
 
 
 @pytest.mark.slow
-def test_an_executor_whose_processes_die_is_one_line(tmp_path):
+@pytest.mark.parametrize("known", [False, True])  # True: the pool has seen it and takes no more tasks
+def test_an_executor_whose_processes_die_is_one_line(known, tmp_path):
     with (
         pytest.raises(Problem, match="terminated abruptly.*: 3 of 3 runs are left"),
         ProcessPoolExecutor(1, get_context("spawn")) as pool,
     ):
-        pool.submit(os.getpid)
+        future = pool.submit(time.sleep, 60)
         next(iter(pool._processes.values())).kill()
+        if known:
+            assert isinstance(future.exception(timeout=60), BrokenExecutor)
         run_all(pool, SHORT, tmp_path / "out", **WORDS)
 
 
