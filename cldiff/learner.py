@@ -189,13 +189,16 @@ class Learner:
         return f"{name} on data {data_sha256(self.run.dataset)[:8]}"
 
     def state_dict(self) -> dict:
+        optimizer = self.optimizer.state_dict()
+        if self.step == self.run.steps:
+            optimizer["state"] = {}  # half of the file, and the next task begins with a new one
         return {
             "owner": self.owner(self.task),
             "task": self.task,
             "step": self.step,
             "net": self.net.state_dict(),
             "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "method": self.method.state,
             "record": self.record,
             "seconds": self.seconds,

@@ -206,7 +206,7 @@ def commit() -> tuple[str | None, str]:
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie in another repository
-        changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        changed = " with changes" if git("status", "--porcelain", "--untracked-files=no", ".") else ""  # of the package
         return git("rev-parse", "--verify", "HEAD") + changed, ""
     except FileNotFoundError:
         return None, "no git on PATH"

@@ -205,13 +205,13 @@ def code_in(tmp_path, monkeypatch):
 
     def make(committed: bool = True) -> Path:
         folder = tmp_path / "clone"
-        folder.mkdir()
-        (folder / "results.py").touch()
-        (folder / "other").touch()
+        (folder / "package").mkdir(parents=True)
+        (folder / "package/results.py").touch()
+        (folder / "figure").touch()
         git("init", "-q", folder)
-        git("-C", folder, "add", "results.py" if committed else "other")
+        git("-C", folder, "add", "figure", *["package"] * committed)
         git("-C", folder, "commit", "-qm", "all")
-        monkeypatch.setattr(results, "__file__", str(folder / "results.py"))
+        monkeypatch.setattr(results, "__file__", str(folder / "package/results.py"))
         return folder
 
     return make
@@ -257,7 +257,9 @@ def test_the_commit_is_that_of_this_code_and_of_no_repository_around_it(code_in,
     monkeypatch.setenv("GIT_DIR", str(ROOT / ".git"))  # as in a hook
     found, why = results.commit()
     assert len(found) == 40 and not why
-    (folder / "results.py").write_text("changed")
+    (folder / "figure").write_text("drawn anew")
+    assert results.commit() == (found, "")
+    (folder / "package/results.py").write_text("changed")
     assert results.commit() == (f"{found} with changes", "")
 
 

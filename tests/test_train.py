@@ -225,6 +225,17 @@ def test_another_seed_trains_its_own_first_task(three, tmp_path):
         assert (step.task, step.step) == (0, 1)
 
 
+def test_a_checkpoint_between_tasks_is_half_of_one_inside_a_task(three, tmp_path):
+    size = {}
+    for stopped in train(tiny("replay", steps=2), three, tmp_path / "run", checkpoint_steps=1):
+        if stopped.total == 4:  # kept: the one inside task 2
+            size["inside"] = (tmp_path / "run" / "checkpoint.pt").stat().st_size
+        if stopped.total == 5:  # and the one after it
+            size["between"] = (tmp_path / "run" / "checkpoint.pt").stat().st_size
+            break
+    assert size["between"] < 0.6 * size["inside"]
+
+
 def test_checkpoints_hold_nothing_that_only_pickle_can_read(three, tmp_path):
     for step in train(tiny("replay", steps=1), three, tmp_path / "run"):
         measured(step)
