@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
+from .rows import AXES, BENCHMARK, FEW, IN_ORDERS, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
 from .run import Run
 
 # The study's notebooks, each executed once for every data set; its paper is made when all of them are there.
@@ -178,6 +178,15 @@ PROFILES = {
         dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
         REPLAY_KEPT,
         figures=("replay",),
+        published=True,
+        first_seed=3,
+    ),
+    "replay-few": Profile(
+        "replay with 2 to 20 images, on the seeds of replay-confirm",
+        {"digits": {}},
+        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
+        FEW,
+        figures=("few",),
         published=True,
         first_seed=3,
     ),

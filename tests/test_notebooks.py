@@ -26,7 +26,7 @@ from cldiff.plan import jobs
 from cldiff.profiles import FIGURES, PRETRAINED
 from cldiff.report.execute import execute
 from cldiff.results import FILES, WEIGHTS
-from cldiff.rows import AXES, BENCHMARK, IN_ORDERS, REPLAY, STUDY, SWEEP, TEN
+from cldiff.rows import AXES, BENCHMARK, FEW, IN_ORDERS, REPLAY, STUDY, SWEEP, TEN
 from cldiff.study import row_run, runs
 from cldiff.tasks import sequence
 from cldiff.work import make_run
@@ -38,6 +38,7 @@ METHODS = len({row_run(row).label for row in BENCHMARK})  # a default weight may
 EXPERIMENTS = {  # rows, settings, and how many rows the tables have
     "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 8, "contrasts": 18}),
     "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS, "published": 6}),
+    "few": (FEW, {"tasks": 2}, {"few": len(FEW), "contrasts": 14}),
     "orders": (IN_ORDERS, {}, {"orders": 3, "contrasts": 9}),
     "pretrained": (PRETRAINED, {}, {"pretrained": 6, "contrasts": 9}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),

@@ -66,10 +66,12 @@ sticky; left: 0; background: #fff } pre { overflow-x: auto; background: #f6f6f4;
 ui-monospace, Menlo, Consolas, monospace } sub, sup { line-height: 0 } code { font-size: .88em } summary { color:
 #6a6a6a; font-size: .75rem; cursor: pointer } .c1 { color: #5a6b5a } .k, .kn, .ow { color: #7a2d8c } .s1, .s2, .sa, .sd
 { color: #96401c } @media screen and (min-width: 50rem) { :root { --wide: min(66rem, 100vw - 3rem); --over:
-calc((var(--wide) - 46rem) / 2) } figure, .table { width: var(--wide); margin-left: calc(-1 * var(--over)) } figcaption
-{ padding: 0 var(--over) } } @media print { body { max-width: none; padding: 0; font-size: 10.5pt } details, nav {
-display: none } table { font-size: 7.5pt } td:first-child { position: static } .table { overflow: visible } figure, tr {
-break-inside: avoid } h2, h3, .caption { break-after: avoid } }
+calc((var(--wide) - 46rem) / 2) } figure, .table { width: var(--wide); margin-left: calc(-1 * var(--over)) }
+figcaption { padding: 0 var(--over) } } @media screen and (max-width: 40rem) { figure { overflow-x: auto } figure img {
+width: 44rem; max-width: none } figcaption { position: sticky; left: 0; width: calc(100vw - 2rem) } } @media print {
+body { max-width: none; padding: 0; font-size: 10.5pt } details, nav { display: none } table { font-size: 7.5pt }
+td:first-child { position: static } .table { overflow: visible } figure, tr { break-inside: avoid } h2, h3, .caption {
+break-after: avoid } }
 """
 
 
