@@ -27,6 +27,7 @@ VERDICTS = (
     "small/findings-mnist",
     "small/findings-fashion_mnist",
 )  # of figures/, as .md
+RUNNING = Path("docs/running.md")
 LEADERBOARD = Path("figures/benchmark-digits/leaderboard-digits.md")
 SHOWN = ("digits", "small", "paper-cpu", "paper")  # the profiles whose parameters are listed
 
@@ -68,8 +69,28 @@ def results(profile: str = "small", dataset: str = "mnist") -> str:
     )
 
 
+def minutes() -> str:
+    """What the first command does, and how long that takes."""
+    took = {row[0]: row[-1] for row in table_of(RUNNING)}
+    return (
+        "trains the study's methods on real images and draws everything into `figures/digits`: "
+        f"{took['`make paper`']} on two CPU cores, after an installation of {took['`make setup`']} (Python 3.10 or "
+        "later and `make`). No GPU, no download of data. Then open `figures/digits/paper.html`, or `make lab`."
+    )
+
+
 def verdicts() -> str:
     """The seven findings, and whether they hold on each data set."""
+    small, digits = PROFILES["small"].settings, PROFILES["digits"].settings
+    finished = len(list(Path("results", "paper-cpu").glob("*/result.json")))
+    about = (
+        f"The study trains {Run.steps:,} steps a task. What is shown here was trained on two CPU cores, with small "
+        f"networks and {small['steps']:,} steps: verdicts say what becomes of the findings at this scale "
+        "([discussion](docs/results.md)); of its own length (`paper-cpu`) "
+        f"{finished} run{' is' if finished == 1 else 's are'} finished. *In part*: at least one of a finding's "
+        "conditions is met; conditions (ours) and numbers are behind each data set's name. t counts noise: 0 is the "
+        f"picture, {Run.timesteps - 1} noise; on the digits the late one is {digits['late']}."
+    )
     found, titles = [], []
     for name in VERDICTS:
         path = Path("figures", f"{name}.md")
@@ -78,7 +99,7 @@ def verdicts() -> str:
         found.append(table_of(path))
     # In the words of 28 pixels: at 8 the late timestep is another one.
     rows = [[row[0], row[1], *(table[k][-1] for table in found)] for k, row in enumerate(found[1]) if k]
-    return written([["", "finding of the study", *titles], *rows])
+    return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])
 
 
 def form(value: object) -> str:
@@ -126,7 +147,7 @@ def datasets() -> str:
 
 
 PARTS = {
-    Path("README.md"): (results, verdicts),
+    Path("README.md"): (results, minutes, verdicts),
     Path("docs/protocol.md"): (parameters, methods, datasets),
 }
 
