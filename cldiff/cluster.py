@@ -140,48 +140,53 @@ def run_all(
         bar.update()
 
     total = sum(map(len, groups.values()))
-    with ThreadPoolExecutor(WRITERS) as disk, tqdm(total=total, unit="run", desc=str(out)) as bar:
-        try:
-            for path, runs in groups.items():
-                found = path.read_bytes() if path.exists() else None
-                found = found if is_first_task(found) else None
-                expect(workers.submit(first_task, runs[0], *asked, found), first_is_there, runs)
-            while pending:
-                if time.monotonic() > shown + 1:
-                    shown = time.monotonic()
-                    running = workers.running([future for future, (then, _) in pending.items() if then is not is_kept])
-                    waiting = total - bar.n - len(failed) - running
-                    bar.set_postfix(running=running, waiting=max(0, waiting), failed=len(failed))
-                try:
-                    future = events.get(timeout=5)
-                except Empty:
-                    continue
-                then, runs = pending.pop(future)
-                error = (
-                    BrokenExecutor("the connection to the scheduler was lost")
-                    if future.cancelled()
-                    else future.exception()
-                )
-                if isinstance(error, BrokenExecutor) or (isinstance(error, OSError) and then is is_kept):
-                    raise error
-                if isinstance(error, OtherVersion) and workers.again(future):
-                    expect(future, then, runs)
-                    continue
-                try:
-                    if error is None:
-                        then(runs, future)
-                except Problem as found:
-                    error = found
-                if error is not None:
-                    failed.update((run.name, one_line(error)) for run in runs)
-        except BrokenExecutor as error:  # a future's, or of submit(), which is refused once the pool knows
-            raise Problem(
-                f"{str(error).rstrip('.')}: {total - bar.n} of {total} runs are left; the same command goes on with "
-                "them, once the workers are back"
-            ) from None
-        finally:
-            for future in pending:
-                future.cancel()
+    try:
+        with ThreadPoolExecutor(WRITERS) as disk, tqdm(total=total, unit="run", desc=str(out)) as bar:
+            try:
+                for path, runs in groups.items():
+                    found = path.read_bytes() if path.exists() else None
+                    found = found if is_first_task(found) else None
+                    expect(workers.submit(first_task, runs[0], *asked, found), first_is_there, runs)
+                while pending:
+                    if time.monotonic() > shown + 1:
+                        shown = time.monotonic()
+                        running = workers.running(
+                            [future for future, (then, _) in pending.items() if then is not is_kept]
+                        )
+                        waiting = total - bar.n - len(failed) - running
+                        bar.set_postfix(running=running, waiting=max(0, waiting), failed=len(failed))
+                    try:
+                        future = events.get(timeout=5)
+                    except Empty:
+                        continue
+                    then, runs = pending.pop(future)
+                    error = (
+                        BrokenExecutor("the connection to the scheduler was lost")
+                        if future.cancelled()
+                        else future.exception()
+                    )
+                    if isinstance(error, BrokenExecutor) or (isinstance(error, OSError) and then is is_kept):
+                        raise error
+                    if isinstance(error, OtherVersion) and workers.again(future):
+                        expect(future, then, runs)
+                        continue
+                    try:
+                        if error is None:
+                            then(runs, future)
+                    except Problem as found:
+                        error = found
+                    if error is not None:
+                        failed.update((run.name, one_line(error)) for run in runs)
+            finally:
+                for future, (then, _) in pending.items():
+                    if then is not is_kept:  # what came back is written
+                        future.cancel()
+    except BrokenExecutor as error:  # a future's, or of submit(), which is refused once the pool knows
+        left = sum(not (out / run.name / "result.json").exists() for runs in groups.values() for run in runs)
+        raise Problem(
+            f"{str(error).rstrip('.')}: {left} of {total} runs are left; the same command goes on with them, once the "
+            "workers are back"
+        ) from None
     return failed
 
 

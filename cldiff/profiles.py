@@ -182,9 +182,9 @@ PROFILES = {
         first_seed=3,
     ),
     "replay-few": Profile(
-        "replay with 2 to 20 images, on the seeds of replay-confirm",
+        "replay with 2 to 20 images, as many of each class, on the seeds of replay-confirm",
         {"digits": {}},
-        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
+        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200, balanced=True),
         FEW,
         figures=("few",),
         published=True,

@@ -118,10 +118,11 @@ REPLAY = (
     Row("distilled", 1.0, {"teacher": "raw"}),
     *(Row("distilled", 1.0, {"until": until}) for until in (100, 250, 500)),
 )
-# How few images a method of replay needs: the study's weight, the best constant of the experiment, and distillation.
+# How few images a method of replay needs, as many of each class: distillation, the study's weight, and the one that the
+# experiment chose by BPD.
 FEW = tuple(
     Row(method, weight, settings={"buffer": images})
-    for images in (2, 5, 10, 20)
+    for images in (2, 4, 10, 20)
     for method, weight in (("distilled", 1.0), ("replay", 1.0), ("replay", 0.1))
 )
 # The arms that the experiment on the digits left: those of the contrasts, with the shapes that it chose by FID, by BPD

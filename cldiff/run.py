@@ -41,6 +41,7 @@ class Run(Parameters):
     ema: float = number(0.9999, 0, 1, help="largest decay of the averaged weights; s / (s + 9) at step s of a task")
     clip: float = number(1.0, 1e-12, help="largest norm of the gradient")
     buffer: int = number(200, 1, help="images kept for each past task (methods that replay, and the buffer's curves)")
+    balanced: bool = flag(False, help="the images kept are of each class in turn, not of any", later=True)
     pool: int = number(5_000, 1, help="images drawn for each past task (methods that replay what the model draws)")
     pool_steps: int = number(50, 1, help="DDIM steps for each of them")
     precision: str = among(

@@ -479,6 +479,23 @@ def results(honest, monkeypatch):
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"  # the SHA-256 of nothing
 
 
+def test_what_came_back_before_a_pool_broke_is_written(results, tmp_path, monkeypatch):
+    class Broken(Now):
+        def submit(self, function, run, *words):
+            future = super().submit(function, run, *words)
+            if future in self.waiting:
+                future.set_exception(BrokenExecutor("all are gone."))
+            return future
+
+    monkeypatch.setattr(cluster, "WRITERS", 1)  # so that a second one waits
+    keep = cluster._keep
+    monkeypatch.setattr(cluster, "_keep", lambda *words: time.sleep(0.3) or keep(*words))
+    last = SHORT[-1].method
+    with pytest.raises(Problem, match="all are gone: 1 of 3 runs are left"):
+        run_all(Broken(never=last), SHORT, tmp_path, make=returned, **WORDS)
+    assert {path.parent.name for path in tmp_path.glob("*/result.json")} == {run.name for run in SHORT[:-1]}
+
+
 def test_a_disk_that_is_full_here_stops_everything(results, tmp_path, monkeypatch):
     def full(path, write):
         if path.name == "samples.png":

@@ -229,6 +229,18 @@ def test_the_buffer_depends_on_the_seed_alone(method, replaying, three):
     assert torch.equal(buffer(learner, 0).images, kept)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_balanced_buffer_holds_its_classes_in_turn(seed, three):
+    images, train = {}, three[0].train
+    for n in (2, 5, 100_000):
+        kept = buffer(Learner(tiny("replay", seed=seed, buffer=n, balanced=True), three), 0)
+        images[n] = pixels(kept.images)
+        counts = kept.labels.bincount()[list(three[0].classes)]
+        assert len(kept) == counts.sum() == min(n, len(train))
+        assert n > len(train) or counts.max() - counts.min() == n % 2
+    assert images[5][:2] == images[2] and sorted(images[100_000]) == sorted(pixels(train.images))
+
+
 def test_another_seed_keeps_other_images(replaying, three):
     other = Learner(tiny("replay", seed=1, buffer=100), three)
     assert set(pixels(buffer(other, 0).images)) != set(pixels(buffer(replaying, 0).images))

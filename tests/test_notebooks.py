@@ -38,7 +38,7 @@ METHODS = len({row_run(row).label for row in BENCHMARK})  # a default weight may
 EXPERIMENTS = {  # rows, settings, and how many rows the tables have
     "axes": (AXES, {"steps": 200, "curve_every": 200, "buffer": 20}, {"axes": 8, "contrasts": 18}),
     "benchmark": (BENCHMARK, {}, {"leaderboard": METHODS, "price": METHODS, "published": 6}),
-    "few": (FEW, {"tasks": 2}, {"few": len(FEW), "contrasts": 14}),
+    "few": (FEW, {"tasks": 2}, {"few": len(FEW), "contrasts": 18}),
     "orders": (IN_ORDERS, {}, {"orders": 3, "contrasts": 9}),
     "pretrained": (PRETRAINED, {}, {"pretrained": 6, "contrasts": 9}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
