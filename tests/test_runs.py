@@ -98,6 +98,7 @@ def test_every_parameter_is_part_of_the_name():
         "timesteps": 2000,
         "order": "reversed",
         "condition": "class",
+        "balanced": True,
         "start": "mnist-finetune-s0-ada38114",
         "classes_per_task": 5,
         "dropout": 0.5,
