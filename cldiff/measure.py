@@ -44,7 +44,7 @@ class Measurer:
 
     def __init__(self, run: Run, tasks: list[Task], cache: str | Path = "data", device: str | torch.device = "cpu"):
         self.run, self.tasks, self.device, self.missing = run, tasks, device, None
-        provenance(torch.device(device))  # of the code that is loaded now, not when the run is over
+        self.made = provenance(torch.device(device))  # of the code that is loaded now, not when the run is over
         self.extractors = [load_lenet(run.dataset, device)]
         if run.inception:
             try:
@@ -63,6 +63,8 @@ class Measurer:
         start = time.perf_counter()
         for name in RECORDED:
             step.learner.record.setdefault(name, [])
+        if self.made not in (made := step.learner.record.setdefault("provenance", [])):
+            made.append(self.made)
         with one_line_errors(self.run, self.device):
             if step.step % self.run.curve_every == 0:
                 self._curves(step)
@@ -242,6 +244,7 @@ class Measurer:
             self.device,
             {e.name: e.accuracy for e in self.extractors if e.accuracy},
             learner.method.held(learner),
+            [made for made in record["provenance"] if made != self.made],
         )
 
 

@@ -226,12 +226,13 @@ def save_result(
     device: torch.device | str = "cpu",
     accuracy: dict | None = None,
     held: dict | None = None,
+    earlier: list[dict] | None = None,
 ) -> None:
     """Writes the folder of a finished run, result.json last. Raises ResultError if there is a finished one.
 
     net: the average, of a U-Net with these arguments; tables: the rows of each of TABLES; sha256: of what the numbers
     depend on, by name; accuracy: of the extractors' classifiers on test images, by name; held: what the
-    method keeps, see Method.held.
+    method keeps, see Method.held; earlier: provenance() of what else trained it, where a run went on elsewhere.
     """
     from .unet import save_unet
 
@@ -248,6 +249,7 @@ def save_result(
         "run": dataclasses.asdict(run),
         "seconds": seconds,
         **provenance(torch.device(device)),
+        **({"earlier": earlier} if earlier else {}),
         "accuracy": accuracy or {},
         "held": held or {},
         "sha256": {**sha256, **{name: file_sha256(folder / name) for name in (*FILES[:-1], WEIGHTS)}},

@@ -244,6 +244,18 @@ def test_packages_that_say_nothing_of_their_version_cost_nothing(tmp_path, monke
     results.provenance.cache_clear()
 
 
+def test_a_run_that_went_on_elsewhere_names_both_commits(tmp_path, monkeypatch):
+    run, found = tiny(steps=2, tasks=2), {}
+    for name in "abb":
+        monkeypatch.setattr(results, "commit", lambda name=name: (name * 40, ""))
+        results.provenance.cache_clear()
+        found = make_run(run, tmp_path / run.name, device="cpu", stop=lambda margin, name=name: name == "a")
+    results.provenance.cache_clear()
+    result = read_result(tmp_path / run.name)
+    assert found and result["commit"] == "b" * 40
+    assert [(made["commit"], made["machine"]) for made in result["earlier"]] == [("a" * 40, result["machine"])]
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
 def test_a_clone_of_another_user_says_why_there_is_no_commit(code_in):
     folder = code_in()

@@ -33,7 +33,7 @@ SHOWN = ("digits", "small", "paper-cpu", "paper")  # the profiles whose paramete
 
 
 def table_of(path: Path) -> list[list[str]]:
-    """The cells of the first table of a Markdown file, its head first."""
+    """The cells of the tables of a Markdown file, heads first."""
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in lines]
     return [row for row in cells if not set("".join(row)) <= set("-: ")]
@@ -56,16 +56,17 @@ def results(profile: str = "small", dataset: str = "mnist") -> str:
 
     head, *board = table_of(LEADERBOARD)
     fid = {row[0]: row[head.index("FID, test ↓")] for row in board}
+    short = PROFILES["benchmark-digits"].settings["steps"]
     return (
         f"On {DATASETS[dataset].title}, {steps:,} steps a task, finetuning ends at an average FID of "
         f"{value(FINETUNING, 'fid', average, 0)} where real images have {floor:.0f}, and bits per dimension hardly "
         f"notice: they are {value(FINETUNING, 'bpd', average, 2)}, and rose by "
-        f"{value(FINETUNING, 'bpd', forgetting, 2)} on old tasks. Experience replay (the study's weight 1) ends at "
-        f"{value(replay, 'fid', average, 0)}. On the digits, in a table of {len(METHODS)} methods "
+        f"{value(FINETUNING, 'bpd', forgetting, 2)} on old tasks. Experience replay (weight 1) ends at "
+        f"{value(replay, 'fid', average, 0)}. On the digits, {short} steps, of {len(METHODS)} methods "
         f"([leaderboard]({LEADERBOARD})): finetuning {fid[FINETUNING]}, experience replay {fid[replay]}, distilled "
         f"replay {fid['Distilled replay, weight 1']}, generative distillation "
-        f"{fid['Generative distillation, weight 1']}. Mean and standard error over three seeds; FID in features of a "
-        "LeNet, against test images."
+        f"{fid['Generative distillation, weight 1']}. Mean and standard error, three seeds; FID in features of "
+        "a LeNet, against test images."
     )
 
 
@@ -82,14 +83,12 @@ def minutes() -> str:
 def verdicts() -> str:
     """The seven findings, and whether they hold on each data set."""
     small, digits = PROFILES["small"].settings, PROFILES["digits"].settings
-    finished = len(list(Path("results", "paper-cpu").glob("*/result.json")))
     about = (
         f"The study trains {Run.steps:,} steps a task. What is shown here was trained on two CPU cores, with small "
-        f"networks and {small['steps']:,} steps: verdicts say what becomes of the findings at this scale "
-        "([discussion](docs/results.md)); of its own length (`paper-cpu`) "
-        f"{finished} run{' is' if finished == 1 else 's are'} finished. *In part*: at least one of a finding's "
-        "conditions is met; conditions (ours) and numbers are behind each data set's name. t counts noise: 0 is the "
-        f"picture, {Run.timesteps - 1} noise; on the digits the late one is {digits['late']}."
+        f"networks and {small['steps']:,} steps a task: verdicts say what becomes of the findings at this scale "
+        "([discussion](docs/results.md), which also has the first run of the study's length, `paper-cpu`). *In part*: "
+        "at least one of a finding's conditions is met; conditions (ours) and numbers are behind each data set's name. "
+        f"t counts noise: 0 is the picture, {Run.timesteps - 1} noise; on the digits the late one is {digits['late']}."
     )
     found, titles = [], []
     for name in VERDICTS:
