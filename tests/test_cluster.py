@@ -434,7 +434,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(pool, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("known", [False, True])  # True: the pool has seen it and takes no more tasks
+@pytest.mark.parametrize("known", [False, True])  # True: the pool has seen it and takes no more; False: mostly not yet
 def test_an_executor_whose_processes_die_is_one_line(known, tmp_path):
     with (
         pytest.raises(Problem, match="terminated abruptly.*: 3 of 3 runs are left"),
