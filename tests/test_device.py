@@ -36,6 +36,10 @@ def test_a_run_on_a_gpu_is_the_run_on_a_cpu_and_no_step_waits(method, three, wit
     assert watched.forks >= 4  # dropout draws from the GPU's global generator, in each step
     assert same(found, expected)
     assert all(map(torch.equal, record.pop("samples"), recorded.pop("samples")))
+    assert [made["machine"]["gpu"] for made in record.pop("provenance") + recorded.pop("provenance")] == [
+        "a pretended GPU",
+        None,
+    ]
     for name, rows in recorded.items():  # LAPACK rounds by where in memory a matrix lies
         pd.testing.assert_frame_equal(pd.DataFrame(record[name]), pd.DataFrame(rows), rtol=1e-12, atol=1e-12)
 
