@@ -227,11 +227,8 @@ class Measurer:
     def save(self, folder: Path | str, learner: Learner) -> None:
         """Writes the folder of a finished run."""
         record = learner.record
-        tables = {
-            "scores.csv": record["scores"] + self.floors(),
-            "curves.csv": record["curves"],
-            "bootstrap.csv": record["bootstrap"],
-        }
+        tables = {f"{name}.csv": record[name] for name in ("curves", "bootstrap")}
+        tables["scores.csv"] = record["scores"] + self.floors()
         save_result(
             Path(folder),
             self.run,
