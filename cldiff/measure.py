@@ -229,20 +229,17 @@ class Measurer:
         record = learner.record
         tables = {f"{name}.csv": record[name] for name in ("curves", "bootstrap")}
         tables["scores.csv"] = record["scores"] + self.floors()
-        save_result(
-            Path(folder),
-            self.run,
-            learner.ema,
-            learner.arguments,
-            tables,
-            mosaic(record["samples"]),
-            learner.seconds,
-            {"data": data_sha256(self.run.dataset), **learner.begun, **{e.name: e.sha256 for e in self.extractors}},
-            self.device,
-            {e.name: e.accuracy for e in self.extractors if e.accuracy},
-            learner.method.held(learner),
-            [made for made in record["provenance"] if made != self.made],
-        )
+        own = {e.name: e.sha256 for e in self.extractors}
+        facts = {
+            "seconds": learner.seconds,
+            **self.made,
+            "earlier": [made for made in record["provenance"] if made != self.made],  # of a run that went on elsewhere
+            "accuracy": {e.name: e.accuracy for e in self.extractors if e.accuracy},
+            "held": learner.method.held(learner),
+            "sha256": {"data": data_sha256(self.run.dataset), **learner.begun, **own},
+        }
+        picture = mosaic(record["samples"])
+        save_result(Path(folder), self.run, learner.ema, learner.arguments, tables, picture, facts)
 
 
 def mosaic(samples: list[Tensor]) -> Image.Image:

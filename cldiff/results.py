@@ -221,18 +221,12 @@ def save_result(
     arguments: dict,
     tables: dict[str, list[dict]],
     samples: Image.Image,
-    seconds: dict,
-    sha256: dict,
-    device: torch.device | str = "cpu",
-    accuracy: dict | None = None,
-    held: dict | None = None,
-    earlier: list[dict] | None = None,
+    facts: dict,
 ) -> None:
     """Writes the folder of a finished run, result.json last. Raises ResultError if there is a finished one.
 
-    net: the average, of a U-Net with these arguments; tables: the rows of each of TABLES; sha256: of what the numbers
-    depend on, by name; accuracy: of the extractors' classifiers on test images, by name; held: what the
-    method keeps, see Method.held; earlier: provenance() of what else trained it, where a run went on elsewhere.
+    net: the average, of a U-Net with these arguments; tables: the rows of each of TABLES; facts: what result.json says
+    beside the run, with "sha256" of what the numbers depend on, by name, to which those of the files are added.
     """
     from .unet import save_unet
 
@@ -247,12 +241,8 @@ def save_result(
     result = {
         "protocol": PROTOCOL,
         "run": dataclasses.asdict(run),
-        "seconds": seconds,
-        **provenance(torch.device(device)),
-        **({"earlier": earlier} if earlier else {}),
-        "accuracy": accuracy or {},
-        "held": held or {},
-        "sha256": {**sha256, **{name: file_sha256(folder / name) for name in (*FILES[:-1], WEIGHTS)}},
+        **facts,
+        "sha256": {**facts["sha256"], **{name: file_sha256(folder / name) for name in (*FILES[:-1], WEIGHTS)}},
     }
     write_atomically(folder / "result.json", lambda p: p.write_text(json.dumps(result, indent=1) + "\n"))
     for path in folder.glob(".*-*"):  # what a kill left half-written
