@@ -22,10 +22,13 @@ def seconds(text: str) -> float:
 
 
 def list_runs(words: argparse.Namespace) -> None:
-    """the runs of a profile, by name"""
-    from .study import runs
+    """the profiles, or the runs of one of them, by name"""
+    from .study import PROFILES, runs
 
-    print("\n".join(run.name for run in runs(words.profile, words.seeds)))
+    if words.profile:
+        print("\n".join(run.name for run in runs(words.profile, words.seeds)))
+    else:
+        print("\n".join(f"{name:{max(map(len, PROFILES))}}  {profile.help}" for name, profile in PROFILES.items()))
 
 
 def plan(words: argparse.Namespace) -> None:
@@ -148,7 +151,8 @@ def parser() -> Parser:
         )
         one.set_defaults(function=function)
         known = {
-            "profile": dict(help="a name of cldiff.study.PROFILES"),
+            "profile": dict(help="one that `python -m cldiff list` names"),
+            "[profile]": dict(nargs="?", help="without one, all are listed"),
             "target": dict(help="a file of the plan"),
             "dataset": dict(help="a name of cldiff.tasks.DATASETS"),
             "results": dict(type=Path, help="folder of results, for example results/small"),
@@ -163,10 +167,10 @@ def parser() -> Parser:
             "--data": dict(default="data", help="folder of data sets (default data)"),
         }
         for name in arguments:
-            one.add_argument(name, **known[name])
+            one.add_argument(name.strip("[]"), **known[name])
         return one
 
-    command(list_runs, "profile", "--seeds")
+    command(list_runs, "[profile]", "--seeds")
     command(plan, "profile", "--seeds", "--device", "--checkpoint")
     command(make, "profile", "target")
     command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data", "--cluster", "--shared")

@@ -56,10 +56,11 @@ def outcomes(scores: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["label", "seed"])
 
 
-def best(found: pd.DataFrame, labels: list[str], *by: str) -> str:
-    """The label with the lowest mean over seeds of an outcome; of several, with the lowest sum of ranks in them."""
-    means = found.loc[labels, list(by)].groupby("label", sort=False).mean()
-    return means.rank().sum(axis=1).idxmin()
+def best(found: pd.DataFrame, labels: list[str], *by: str) -> list[str]:
+    """The label with the lowest mean over seeds of an outcome; of several outcomes, those that share the lowest sum of
+    ranks in them, in the order of labels."""
+    ranks = found.loc[labels, list(by)].groupby("label", sort=False).mean().rank().sum(axis=1)
+    return list(ranks.index[ranks == ranks.min()])
 
 
 def holm(p: np.ndarray) -> np.ndarray:

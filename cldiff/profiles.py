@@ -203,7 +203,7 @@ PROFILES = {
         published=True,
         first_seed=3,
     ),
-    "replay-mnist": Profile(  # 3,200 passes over an image of the buffer, as in 20,000 steps with 200 images
+    "replay-mnist": Profile(  # 3,200 passes over an image of the buffer, as in paper-cpu's 20,000 steps with 200
         "those arms on MNIST's first two tasks, 2,000 steps, 20 images a task kept",
         {"mnist": {}},
         dict(_PAPER_CPU, tasks=2, steps=2_000, buffer=20, bound_images=500),

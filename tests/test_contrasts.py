@@ -30,8 +30,14 @@ def test_the_best_has_the_lowest_mean_or_the_lowest_sum_of_ranks():
         three={"fid": [5, 5, 5], "bpd": [2, 2, 2]},
     )
     some = ["one", "two", "three"]
-    assert best(found, some, "fid") == "one" and best(found, some, "bpd") == "two"
-    assert best(found, some, "fid", "bpd") == "two"
+    assert best(found, some, "fid") == ["one"] and best(found, some, "bpd") == ["two"]
+    assert best(found, some, "fid", "bpd") == ["two"]
+
+
+def test_of_a_tie_all_are_named():
+    """Ranks 1 + 2 and 2 + 1, in the order of the labels asked for."""
+    found = arms(one={"fid": [1, 2], "bpd": [9, 9]}, two={"fid": [2, 3], "bpd": [1, 1]})
+    assert best(found, ["two", "one"], "fid", "bpd") == ["two", "one"]
 
 
 def test_fid_is_compared_as_a_ratio_and_bpd_as_a_difference_over_common_seeds():

@@ -65,8 +65,8 @@ def results(profile: str = "small", dataset: str = "mnist") -> str:
         f"{value(replay, 'fid', average, 0)}. On the digits, {short} steps, of {len(METHODS)} methods "
         f"([leaderboard]({LEADERBOARD})): finetuning {fid[FINETUNING]}, experience replay {fid[replay]}, distilled "
         f"replay {fid['Distilled replay, weight 1']}, generative distillation "
-        f"{fid['Generative distillation, weight 1']}. Mean and standard error, three seeds; FID in features of "
-        "a LeNet, against test images."
+        f"{fid['Generative distillation, weight 1']}. Mean and standard error, {scores.seed.nunique()} seeds; FID in "
+        "features of a LeNet, against test images."
     )
 
 
@@ -86,8 +86,8 @@ def verdicts() -> str:
     about = (
         f"The study trains {Run.steps:,} steps a task. What is shown here was trained on two CPU cores, with small "
         f"networks and {small['steps']:,} steps a task: verdicts say what becomes of the findings at this scale "
-        "([discussion](docs/results.md), which also has the first run of the study's length, `paper-cpu`). *In part*: "
-        "at least one of a finding's conditions is met; conditions (ours) and numbers are behind each data set's name. "
+        "([discussion](docs/results.md), which also has the first run of that length, `paper-cpu`). In brackets: "
+        "how many of a finding's conditions are met; these (ours) and numbers are behind each data set's name. "
         f"t counts noise: 0 is the picture, {Run.timesteps - 1} noise; on the digits the late one is {digits['late']}."
     )
     found, titles = [], []
