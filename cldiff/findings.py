@@ -168,9 +168,7 @@ def replay_looks_worse_in_bpd(e: Evidence) -> Finding:
         f"old tasks' samples in the right classes: {show(right, '.0%')} against {show(right_finetuning, '.0%')}; BPD "
         f"of task 1 {show(e.rise(REPLAY), '+.0%')} against {show(e.rise(FINETUNING), '+.0%')}",
         {
-            "over half of the samples right, and more than finetuning's": less(
-                np.maximum(0.5, right_finetuning), right
-            ),
+            "over half of the samples right and more than finetuning's": less(np.maximum(0.5, right_finetuning), right),
             "BPD of task 1 rises more than finetuning's": less(e.rise(FINETUNING), e.rise(REPLAY)),
         },
     )
@@ -193,9 +191,7 @@ def early_loss_stays(e: Evidence) -> Finding:
         f"t = {e.early}: {show(early, '+.0%')}; t = {e.late}: {show(late, '+.0%')}",
         {
             f"up by less than 25 % at t = {e.early}": less(early, 0.25),
-            f"by more than that, and than twice the early rise, at t = {e.late}": less(
-                np.maximum(0.25, 2 * early), late
-            ),
+            f"by more than that and twice as much at t = {e.late}": less(np.maximum(0.25, 2 * early), late),
         },
     )
 
