@@ -125,7 +125,8 @@ def train(
             return
         if path and learner.task > 0:
             learner.save(path)
-        learner.next_task()
+        with _counted(learner):
+            learner.next_task()
 
 
 def first_task_path(run: Run, folder: Path) -> Path:
@@ -148,21 +149,28 @@ def _acquired(path: Path, cancelled: Callable[[], bool]) -> AcquireReturnProxy:
                 raise
 
 
+@contextmanager
+def _counted(learner: Learner) -> Iterator[None]:
+    """Adds the time to that of training."""
+    start = time.perf_counter()
+    yield
+    learner.seconds["train"] += time.perf_counter() - start
+
+
 def _steps(learner: Learner, path: Path | None, checkpoint_steps: int, checkpoint_seconds: float) -> Iterator[Step]:
     """What is left of the current task."""
     learner.checkpoint, saved = path, time.monotonic()
     while learner.step < learner.run.steps:
-        start = time.perf_counter()
-        with one_line_errors(learner.run, learner.device):
-            loss = learner.update()
-        if learner.step % CHECK_EVERY == 0 or learner.step == learner.run.steps:
-            learner.check(loss)
+        with _counted(learner):
+            with one_line_errors(learner.run, learner.device):
+                loss = learner.update()
+            if learner.step % CHECK_EVERY == 0 or learner.step == learner.run.steps:
+                learner.check(loss)
         if learner.task == 0 and learner.method.state and learner.method.shares_first_task:
             raise TrainingError(
                 f"{learner.run.method} keeps state in the first task, which other methods share: give its class "
                 "shares_first_task = False"
             )
-        learner.seconds["train"] += time.perf_counter() - start
         yield Step(learner.task, learner.step, loss, learner)
         due = learner.step % checkpoint_steps == 0 or time.monotonic() - saved > checkpoint_seconds
         if path and due and learner.step < learner.run.steps:

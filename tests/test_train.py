@@ -3,6 +3,7 @@ import hashlib
 import io
 import math
 import shutil
+import time
 from pathlib import Path
 from shutil import which
 
@@ -43,6 +44,13 @@ def test_every_step_of_every_task_comes_once_and_in_order(keep, three, tmp_path)
         (2, 1, 5),
         (2, 2, 6),
     ]
+
+
+def test_what_a_method_does_between_tasks_is_time_of_training(three, monkeypatch):
+    run, started = tiny("replay", steps=1), METHODS["replay"].start_task
+    monkeypatch.setattr(METHODS["replay"], "start_task", lambda *words: time.sleep(1) or started(*words))
+    seconds = [step.learner.seconds["train"] for step in train(run, three)]
+    assert all(after - before >= 1 for before, after in zip(seconds, seconds[1:]))
 
 
 @pytest.mark.parametrize("method", ("replay", "generative"))
