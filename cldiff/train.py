@@ -105,8 +105,21 @@ def train(
     if run.deterministic:  # for this process, as torch has it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    learner = Learner(run, tasks, device, start)
-    every = checkpoint_steps, checkpoint_seconds
+    with one_line_errors(run, device):  # of all that is done here, not of what the caller does between two steps
+        learner = Learner(run, tasks, device, start)
+        every = checkpoint_steps, checkpoint_seconds
+        yield from _tasks(learner, folder, every, cancelled, first_task_only)
+
+
+def _tasks(
+    learner: Learner,
+    folder: Path | str | None,
+    every: tuple[int, float],
+    cancelled: Callable[[], bool],
+    first_task_only: bool,
+) -> Iterator[Step]:
+    """What is left of all tasks."""
+    run = learner.run
     path = None if folder is None else Path(folder) / CHECKPOINT
     if path and (first_task_only or not learner.load(path)):
         first = first_task_path(run, Path(folder))
@@ -121,7 +134,7 @@ def train(
         learner.load(first)
     while not first_task_only:
         yield from _steps(learner, path, *every)
-        if learner.task == len(tasks) - 1:
+        if learner.task == len(learner.tasks) - 1:
             return
         if path and learner.task > 0:
             learner.save(path)
@@ -162,8 +175,7 @@ def _steps(learner: Learner, path: Path | None, checkpoint_steps: int, checkpoin
     learner.checkpoint, saved = path, time.monotonic()
     while learner.step < learner.run.steps:
         with _counted(learner):
-            with one_line_errors(learner.run, learner.device):
-                loss = learner.update()
+            loss = learner.update()
             if learner.step % CHECK_EVERY == 0 or learner.step == learner.run.steps:
                 learner.check(loss)
         if learner.task == 0 and learner.method.state and learner.method.shares_first_task:

@@ -528,6 +528,19 @@ def test_what_cannot_be_compiled_is_one_line(three, monkeypatch):
         next(train(tiny(compiled=True), three))
 
 
+@pytest.mark.parametrize(
+    "where", ["learner.UNet", "measure.real_features", "learner.Learner.update", "methods.replay.Replay.start_task"]
+)
+def test_no_memory_is_one_line_wherever_it_is_asked_for(where, tmp_path, monkeypatch):
+    def refuse(*words):
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 80 GiB")
+
+    monkeypatch.setattr(f"cldiff.{where}", refuse)
+    run = tiny("replay", steps=1, tasks=2)
+    with pytest.raises(TrainingError, match="^out of memory on cpu: fewer JOBS, or lower batch=8, channels=8$"):
+        make_run(run, tmp_path / run.name, device="cpu")
+
+
 def test_a_python_that_torch_does_not_compile_for_is_one_line(monkeypatch):
     """A bare RuntimeError, of torch.compile itself."""
 
