@@ -553,6 +553,16 @@ def test_a_python_that_torch_does_not_compile_for_is_one_line(monkeypatch):
         make_run(tiny(compiled=True), Path("/nowhere"), device="cpu", first_task_only=True)
 
 
+@pytest.mark.parametrize(
+    "changes, message", [({"patch": 3}, "cut into patches of 3"), ({"multipliers": (1,) * 5}, "halved 4 times")]
+)
+def test_a_network_that_does_not_fit_is_named_before_images_are_looked_at(changes, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("cldiff.work.Measurer", lambda *words: pytest.fail("looked at"))
+    run = tiny(**changes)
+    with pytest.raises(ValueError, match=f"^images of 8 pixels cannot be {message}: use "):
+        make_run(run, tmp_path / run.name, device="cpu")
+
+
 # Devices
 
 
