@@ -75,7 +75,7 @@ class Run(Parameters):
         if type(self.options) is not dict:
             raise TypeError(f"options={self.options!r}: expected a dict, for example {{'name': 1.0}}")
         super().__post_init__()
-        if not re.fullmatch(r"([a-z]\w*-[\w.-]+)?", self.start):
+        if not re.fullmatch(r"([a-z]\w*-[\w.+-]+)?", self.start):
             raise ValueError(f"start={self.start!r}: expected the name of a finished run, the last part of its folder")
         if self.channels % 8:
             raise ValueError(f"channels={self.channels}: expected a multiple of 8")

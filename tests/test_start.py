@@ -54,6 +54,12 @@ def test_training_begins_with_the_weights_of_the_other_run_whatever_profile_it_i
     assert result["run"]["start"] == other.name and run.name != tiny(learning_rate=1e-12, **SHORT).name
 
 
+@pytest.mark.parametrize("weight", [1e6, 0.5, 1e-7])
+def test_any_name_of_a_run_may_be_a_start(weight):
+    name = tiny("rank1", weight=weight).name
+    assert tiny(start=name).start == name
+
+
 def test_the_first_task_is_shared_with_runs_of_the_same_start_alone(finished):
     name = finished[1].name
     one, other, scratch = tiny(start=name), tiny("replay", start=name), tiny("replay")
