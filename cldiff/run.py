@@ -75,7 +75,7 @@ class Run(Parameters):
         if type(self.options) is not dict:
             raise TypeError(f"options={self.options!r}: expected a dict, for example {{'name': 1.0}}")
         super().__post_init__()
-        if not re.fullmatch(r"([a-z]\w*-[\w.-]+)?", self.start):
+        if not re.fullmatch(r"([a-z]\w*-[\w.+-]+)?", self.start):
             raise ValueError(f"start={self.start!r}: expected the name of a finished run, the last part of its folder")
         if self.channels % 8:
             raise ValueError(f"channels={self.channels}: expected a multiple of 8")
@@ -93,9 +93,14 @@ class Run(Parameters):
             )
         if self.tasks == 1 or self.tasks > most:
             raise ValueError(f"tasks={self.tasks}: expected 0 (all of {self.dataset}), or 2 .. {most}")
-        for name in ("pool_steps", "sample_steps", "bound_terms"):
-            if getattr(self, name) > self.timesteps:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at most timesteps={self.timesteps}")
+        for name in ("pool_steps", "sample_steps"):
+            if self.timesteps % getattr(self, name):
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: expected a divisor of timesteps={self.timesteps}, "
+                    "over all of which the steps are spread"
+                )
+        if self.bound_terms > self.timesteps:
+            raise ValueError(f"bound_terms={self.bound_terms}: expected at most timesteps={self.timesteps}")
         for name in ("early", "late"):
             if getattr(self, name) not in self.curve_timesteps:
                 raise ValueError(f"{name}={getattr(self, name)}: expected one of {self.curve_timesteps}")

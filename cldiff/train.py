@@ -93,7 +93,8 @@ def train(
     first_task_only: bool = False,
     start: dict | None = None,
 ) -> Iterator[Step]:
-    """Trains a run and yields after each optimiser step; the caller measures, draws and stops as it likes.
+    """Builds the network of a run at once, which says what does not fit, and returns a generator that trains it and
+    yields after each optimiser step; the caller measures, draws and stops as it likes.
 
     folder: where checkpoints are kept, after so many steps or seconds and between two tasks, once the caller has
     measured the step; a run that finds one continues from there, to the same result bit for bit. What belongs to the
@@ -105,27 +106,40 @@ def train(
     if run.deterministic:  # for this process, as torch has it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    learner = Learner(run, tasks, device, start)
-    every = checkpoint_steps, checkpoint_seconds
-    path = None if folder is None else Path(folder) / CHECKPOINT
-    if path and (first_task_only or not learner.load(path)):
-        first = first_task_path(run, Path(folder))
-        begun = first.with_suffix(".begun.pt")
-        with _acquired(first.with_suffix(".lock"), cancelled):  # runs that start together: one trains it
-            if not learner.load(first):
-                learner.load(begun)
-                yield from _steps(learner, begun, *every)
-                learner.save(first)
-                for left in (begun, before(begun)):
-                    left.unlink(missing_ok=True)
-        learner.load(first)
-    while not first_task_only:
-        yield from _steps(learner, path, *every)
-        if learner.task == len(tasks) - 1:
-            return
-        if path and learner.task > 0:
-            learner.save(path)
-        learner.next_task()
+    with one_line_errors(run, device):
+        learner = Learner(run, tasks, device, start)
+    return _tasks(learner, folder, (checkpoint_steps, checkpoint_seconds), cancelled, first_task_only)
+
+
+def _tasks(
+    learner: Learner,
+    folder: Path | str | None,
+    every: tuple[int, float],
+    cancelled: Callable[[], bool],
+    first_task_only: bool,
+) -> Iterator[Step]:
+    """What is left of all tasks."""
+    with one_line_errors(learner.run, learner.device):  # of what is done here, not of the caller's between two steps
+        path = None if folder is None else Path(folder) / CHECKPOINT
+        if path and (first_task_only or not learner.load(path)):
+            first = first_task_path(learner.run, Path(folder))
+            begun = first.with_suffix(".begun.pt")
+            with _acquired(first.with_suffix(".lock"), cancelled):  # runs that start together: one trains it
+                if not learner.load(first):
+                    learner.load(begun)
+                    yield from _steps(learner, begun, *every)
+                    learner.save(first)
+                    for left in (begun, before(begun)):
+                        left.unlink(missing_ok=True)
+            learner.load(first)
+        while not first_task_only:
+            yield from _steps(learner, path, *every)
+            if learner.task == len(learner.tasks) - 1:
+                return
+            if path and learner.task > 0:
+                learner.save(path)
+            with _counted(learner):
+                learner.next_task()
 
 
 def first_task_path(run: Run, folder: Path) -> Path:
@@ -148,21 +162,27 @@ def _acquired(path: Path, cancelled: Callable[[], bool]) -> AcquireReturnProxy:
                 raise
 
 
+@contextmanager
+def _counted(learner: Learner) -> Iterator[None]:
+    """Adds the time to that of training."""
+    start = time.perf_counter()
+    yield
+    learner.seconds["train"] += time.perf_counter() - start
+
+
 def _steps(learner: Learner, path: Path | None, checkpoint_steps: int, checkpoint_seconds: float) -> Iterator[Step]:
     """What is left of the current task."""
     learner.checkpoint, saved = path, time.monotonic()
     while learner.step < learner.run.steps:
-        start = time.perf_counter()
-        with one_line_errors(learner.run, learner.device):
+        with _counted(learner):
             loss = learner.update()
-        if learner.step % CHECK_EVERY == 0 or learner.step == learner.run.steps:
-            learner.check(loss)
+            if learner.step % CHECK_EVERY == 0 or learner.step == learner.run.steps:
+                learner.check(loss)
         if learner.task == 0 and learner.method.state and learner.method.shares_first_task:
             raise TrainingError(
                 f"{learner.run.method} keeps state in the first task, which other methods share: give its class "
                 "shares_first_task = False"
             )
-        learner.seconds["train"] += time.perf_counter() - start
         yield Step(learner.task, learner.step, loss, learner)
         due = learner.step % checkpoint_steps == 0 or time.monotonic() - saved > checkpoint_seconds
         if path and due and learner.step < learner.run.steps:

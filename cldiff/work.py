@@ -16,7 +16,7 @@ from .results import load_start
 from .run import Run
 from .study import planned, runs
 from .tasks import load_tasks
-from .train import Step, check_compiler, forget, pick_device, train
+from .train import Step, check_compiler, forget, one_line_errors, pick_device, train
 
 
 def never(margin: float) -> bool:
@@ -56,22 +56,24 @@ def make_run(
             check_compiler(device)
         start = load_start(run, folder.parent.parent) if run.start else None
         tasks = load_tasks(run.dataset, data, **run.sequence)
-        measure = Measurer(run, tasks, data, device)
+        steps = train(  # before real images are looked at, which takes longer
+            run,
+            tasks,
+            folder,
+            device,
+            checkpoint_seconds=checkpoint_seconds,
+            cancelled=lambda: stop(0),
+            first_task_only=first_task_only,
+            start=start,
+        )
+        with one_line_errors(run, device):
+            measure = Measurer(run, tasks, data, device)
         if measure.missing:
             print(measure.missing, file=sys.stderr)
         total = run.steps * (1 if first_task_only else len(tasks))
         longest, started = {}, None  # seconds of a step by kind: without and with measuring
         try:
-            for step in train(
-                run,
-                tasks,
-                folder,
-                device,
-                checkpoint_seconds=checkpoint_seconds,
-                cancelled=lambda: stop(0),
-                first_task_only=first_task_only,
-                start=start,
-            ):
+            for step in steps:
                 measure(step)
                 progress(step)
                 kind, coming = ((n % run.curve_every == 0, n == run.steps) for n in (step.step, step.step + 1))

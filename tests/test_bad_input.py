@@ -52,7 +52,7 @@ RUNS = [
     (dict(clip=0.0), "clip=0.0: expected at least 1e-12"),
     (dict(buffer=0), "buffer=0: expected at least 1"),
     (dict(pool=0), "pool=0: expected at least 1"),
-    (dict(pool_steps=1001), "pool_steps=1001: expected at most timesteps=1000"),
+    (dict(pool_steps=1001), "pool_steps=1001: expected a divisor of timesteps=1000"),
     (dict(precision="bf16"), "unknown precision 'bf16'; known: float32, bfloat16"),
     (dict(deterministic=1), "deterministic=1: expected a bool, not int"),
     (dict(timesteps=10), "timesteps=10: expected at least 20"),

@@ -45,7 +45,9 @@ SMOKE = runs("smoke")
         ({"multipliers": 2}, "multipliers=2: expected a list of integers of at least 1"),
         ({"multipliers": [1, 0]}, "multipliers=[1, 0]: expected a list of integers of at least 1"),
         ({"curve_every": 3}, "curve_every=3: expected a divisor of steps=4"),
-        ({"sample_steps": 1001}, "sample_steps=1001: expected at most timesteps=1000"),
+        ({"sample_steps": 600}, "sample_steps=600: expected a divisor of timesteps=1000"),  # would begin in the middle
+        ({"pool_steps": 30}, "pool_steps=30: expected a divisor of timesteps=1000"),
+        ({"sample_steps": 1001}, "sample_steps=1001: expected a divisor of timesteps=1000"),
         ({"order": "label, reversed"}, "unknown order 'label, reversed'; known: label, reversed, shuffled"),
         (
             {"classes_per_task": 3},

@@ -3,6 +3,7 @@ import hashlib
 import io
 import math
 import shutil
+import time
 from pathlib import Path
 from shutil import which
 
@@ -43,6 +44,13 @@ def test_every_step_of_every_task_comes_once_and_in_order(keep, three, tmp_path)
         (2, 1, 5),
         (2, 2, 6),
     ]
+
+
+def test_what_a_method_does_between_tasks_is_time_of_training(three, monkeypatch):
+    run, started = tiny("replay", steps=1), METHODS["replay"].start_task
+    monkeypatch.setattr(METHODS["replay"], "start_task", lambda *words: time.sleep(1) or started(*words))
+    seconds = [step.learner.seconds["train"] for step in train(run, three)]
+    assert all(after - before >= 1 for before, after in zip(seconds, seconds[1:]))
 
 
 @pytest.mark.parametrize("method", ("replay", "generative"))
@@ -520,6 +528,19 @@ def test_what_cannot_be_compiled_is_one_line(three, monkeypatch):
         next(train(tiny(compiled=True), three))
 
 
+@pytest.mark.parametrize(
+    "where", ["learner.UNet", "measure.real_features", "learner.Learner.update", "methods.replay.Replay.start_task"]
+)
+def test_no_memory_is_one_line_wherever_it_is_asked_for(where, tmp_path, monkeypatch):
+    def refuse(*words):
+        raise RuntimeError("CUDA out of memory.\nTried to allocate 80 GiB")
+
+    monkeypatch.setattr(f"cldiff.{where}", refuse)
+    run = tiny("replay", steps=1, tasks=2)
+    with pytest.raises(TrainingError, match="^out of memory on cpu: fewer JOBS, or lower batch=8, channels=8$"):
+        make_run(run, tmp_path / run.name, device="cpu")
+
+
 def test_a_python_that_torch_does_not_compile_for_is_one_line(monkeypatch):
     """A bare RuntimeError, of torch.compile itself."""
 
@@ -530,6 +551,16 @@ def test_a_python_that_torch_does_not_compile_for_is_one_line(monkeypatch):
     said = r"^torch.compile failed \(torch.compile is not supported on Python 3.15\+\): use compiled=False$"
     with pytest.raises(TrainingError, match=said):
         make_run(tiny(compiled=True), Path("/nowhere"), device="cpu", first_task_only=True)
+
+
+@pytest.mark.parametrize(
+    "changes, message", [({"patch": 3}, "cut into patches of 3"), ({"multipliers": (1,) * 5}, "halved 4 times")]
+)
+def test_a_network_that_does_not_fit_is_named_before_images_are_looked_at(changes, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("cldiff.work.Measurer", lambda *words: pytest.fail("looked at"))
+    run = tiny(**changes)
+    with pytest.raises(ValueError, match=f"^images of 8 pixels cannot be {message}: use "):
+        make_run(run, tmp_path / run.name, device="cpu")
 
 
 # Devices
