@@ -1,11 +1,13 @@
 """An experiment of many arms: outcomes of each run, the choice of arms on validation images, and contrasts."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from .results import load_curves, load_scores
 from .stats import average, forgetting, result_matrix
 
 
@@ -54,6 +56,17 @@ def outcomes(scores: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).set_index(["label", "seed"])
+
+
+def outcomes_by(
+    name: str, settings: dict[object, dict], results: str | Path, dataset: str
+) -> tuple[dict[object, pd.DataFrame], pd.DataFrame]:
+    """Of runs that differ in some settings (parameters of Run, by what they are called): the scores of each, and
+    outcomes() of all, with columns label, seed and `name`, what theirs are called."""
+    scores = {key: load_scores(results, dataset, **values) for key, values in settings.items()}
+    curves = {key: load_curves(results, dataset, **values) for key, values in settings.items()}
+    found = {key: outcomes(scores[key], curves[key]) for key in settings}
+    return scores, pd.concat(found, names=[name]).reset_index()
 
 
 def best(found: pd.DataFrame, labels: list[str], *by: str) -> list[str]:

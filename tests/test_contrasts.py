@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cldiff.contrasts import Contrast, best, compared, holm, outcomes
+from cldiff import load_curves
+from cldiff.contrasts import Contrast, best, compared, holm, outcomes, outcomes_by
 
 
 def arms(**values) -> pd.DataFrame:
@@ -34,9 +35,19 @@ def test_the_best_has_the_lowest_mean_or_the_lowest_sum_of_ranks():
     assert best(found, some, "fid", "bpd") == ["two"]
 
 
+def test_outcomes_by_setting_are_those_of_its_runs():
+    scores, found = outcomes_by(
+        "order", {"up": {"order": "label"}, "down": {"order": "reversed"}}, "results/orders", "digits"
+    )
+    for key, order in (("up", "label"), ("down", "reversed")):
+        alone = outcomes(scores[key], load_curves("results/orders", "digits", order=order))
+        assert found[found.order == key].set_index(["label", "seed"]).drop(columns="order").equals(alone)
+    assert set(scores["up"].run).isdisjoint(scores["down"].run) and len(found) == 18
+
+
 def test_of_a_tie_all_are_named():
     """Ranks 1 + 2 and 2 + 1, in the order of the labels asked for."""
-    found = arms(one={"fid": [1, 2], "bpd": [9, 9]}, two={"fid": [2, 3], "bpd": [1, 1]})
+    found = arms(one={"fid": [1, 2, 3], "bpd": [9, 9, 9]}, two={"fid": [2, 3, 4], "bpd": [1, 1, 1]})
     assert best(found, ["two", "one"], "fid", "bpd") == ["two", "one"]
 
 
