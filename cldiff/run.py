@@ -115,7 +115,9 @@ class Run(Parameters):
             if name not in method.Options.names():
                 known = ", ".join(method.Options.names()) or "it has none"
                 raise ValueError(f"unknown option {name!r} of {self.method}; known: {known}")
-        object.__setattr__(self, "options", method.Options(**self.options).changes())
+        own = method.Options(**self.options)
+        method.check(own, self.timesteps)
+        object.__setattr__(self, "options", own.changes())
 
     @property
     def sequence(self) -> dict:

@@ -2,13 +2,18 @@
 
 import copy
 import math
+import re
+from dataclasses import fields
+from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import copied, same, tiny, weights_after_tasks
 from test_methods import at_task, pixels, prepared, replayed
 
-from cldiff.methods.timesteps import WEIGHTINGS
+from cldiff.diffusion import Diffusion
+from cldiff.methods.timesteps import WEIGHTINGS, TimestepReplay
 from cldiff.train import train
 
 
@@ -108,6 +113,44 @@ def test_replayed_images_weigh_by_the_shape_at_equal_mean(options, by_hand, thre
     shape = [by_hand(t) for t in range(1000)]
     wanted = torch.tensor([0.3 / 64 * shape[t] / (sum(shape) / 1000) for t in batch.t])
     torch.testing.assert_close(batch.share, wanted, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "method, options, words",
+    [
+        ("timesteps", {"weighting": "step", "at": 1000}, "at=1000: expected 0 .. 999, as timesteps=1000"),
+        ("timesteps", {"weighting": "step", "at": 0, "mirrored": True}, "at=0: expected 1 .. 1000, as timesteps=1000"),
+        ("timesteps", {"weighting": "power", "power": 1e6}, "power=1000000.0: expected 0.001 .. 10"),
+        (
+            "timesteps",
+            {"weighting": "hump", "power": 1e-12, "mirrored": True},
+            "power=1e-12: expected 0.001 .. 10",
+        ),
+        ("timesteps", {"snr": 1e-9}, "snr=1e-09: expected 0.0001 .. 1000"),
+        ("timesteps", {"on": "current", "drawn": True}, "drawn=True: expected on='replay', as the timesteps of the "),
+        ("distilled", {"until": 1001}, "until=1001: expected at most timesteps=1000"),
+    ],
+)
+def test_options_that_leave_no_shape_or_no_effect_are_one_line(method, options, words):
+    with pytest.raises(ValueError, match=f"^{re.escape(words)}") as error:
+        tiny(method, options=options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("timesteps", (20, 21, 300, 1000, 4000))
+def test_no_weighting_that_a_run_takes_is_0_all_over(timesteps):
+    learner = SimpleNamespace(diffusion=Diffusion(timesteps))
+    found = {f.name: f.metadata for f in fields(TimestepReplay.Options)}
+    powers = (found["power"]["low"], 1.0, found["power"]["high"])
+    low, high = (math.log(found["snr"][end]) for end in ("low", "high"))
+    snrs = torch.linspace(low + 1e-9, high - 1e-9, 99, dtype=torch.float64).exp().tolist()
+    for name, mirrored, power, snr in product(WEIGHTINGS, (False, True), powers, snrs):
+        for at in (mirrored, timesteps - 1 + mirrored):
+            own = {"weighting": name, "mirrored": mirrored, "power": power, "snr": snr, "at": int(at)}
+            options = TimestepReplay.Options(**own)
+            TimestepReplay.check(options, timesteps)
+            shape = TimestepReplay(1.0, options).shape(learner)
+            assert shape.isfinite().all() and shape.min() >= 0 and shape.mean() == pytest.approx(1), own
 
 
 def test_timesteps_are_drawn_by_the_shape_and_anew_in_each_step(three):

@@ -56,6 +56,10 @@ class Method:
         self.options = options or self.Options()
         self.state: dict[str, Tensor] = {}
 
+    @staticmethod
+    def check(options: Parameters, timesteps: int) -> None:
+        """Raises ValueError for options that fit no run of so many timesteps, or not each other."""
+
     def held(self, learner: Learner) -> dict[str, int]:
         """What is kept from task to task beside one network: "images", real ones, and "bytes" in all."""
         own = sum(p.nbytes for p in learner.net.parameters()) - 4 * learner.parameters

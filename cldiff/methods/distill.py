@@ -44,6 +44,11 @@ class DistilledReplay(Replay):
         teacher: str = among("average", ("average", "raw"), help="the network before the task: its average, or itself")
         until: int = number(1000, 0, help="the timestep from which on the target is the noise, and the noise alone")
 
+    @staticmethod
+    def check(options: Options, timesteps: int) -> None:
+        if "until" in options.changes() and options.until > timesteps:  # whose default is for any number of them
+            raise ValueError(f"until={options.until}: expected at most timesteps={timesteps}")
+
     def start_task(self, learner: Learner) -> None:
         super().start_task(learner)
         self.state |= frozen(learner, self.options.teacher)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 
-# Shapes over the timesteps: (options, t float64 (T,), SNR (T,)) -> float64 (T,) in [0, 1].
+# Shapes over the timesteps: (options, t float64 (T,), SNR (T,)) -> float64 (T,) in [0, 1]. Within the ranges of the
+# options none is 0 all over, or it would have no mean to be brought to 1.
 
 
 def constant(own: TimestepReplay.Options, t: Tensor, snr: Tensor) -> Tensor:
@@ -56,10 +57,20 @@ class TimestepReplay(Replay):
         mirrored: bool = flag(False, help="early timesteps count more; of the hump: all but its middle")
         low: float = number(0.0, 0, 1, help="where the shape starts, of its height")
         at: int = number(250, 0, help="the timestep of the step")
-        snr: float = number(1.0, 1e-12, help="signal-to-noise ratio at the middle of the sigmoid and the hump")
-        power: float = number(1.0, 1e-12, help="of the timestep, of the SNR; one over the hump's width in ln SNR")
+        snr: float = number(1.0, 1e-4, 1e3, help="signal-to-noise ratio at the middle of the sigmoid and the hump")
+        power: float = number(1.0, 1e-3, 10, help="of the timestep, of the SNR; one over the hump's width in ln SNR")
         drawn: bool = flag(False, help="replayed timesteps are drawn by the shape, instead of weighed")
         on: str = among("replay", ("replay", "current"), help="the loss whose timesteps the shape weighs: a control")
+
+    @staticmethod
+    def check(options: Options, timesteps: int) -> None:
+        first, last = (1, timesteps) if options.mirrored else (0, timesteps - 1)
+        if options.weighting == "step" and not first <= options.at <= last:
+            raise ValueError(f"at={options.at}: expected {first} .. {last}, as timesteps={timesteps}")
+        if options.drawn and options.on == "current":
+            raise ValueError(
+                "drawn=True: expected on='replay', as the timesteps of the current task are not drawn anew"
+            )
 
     def shape(self, learner: Learner) -> Tensor:
         """float64 (T,), of mean 1."""
