@@ -17,6 +17,10 @@ from .study import row_run
 FINETUNING, L2 = (row_run(Row(method)).label for method in ("finetune", "l2"))
 REPLAY, LIGHT = (row_run(Row("replay", weight)).label for weight in (1.0, 0.01))
 GENERATIVE = row_run(Row("generative", 1.0)).label
+CHANCE = {  # what an interval over so many seeds asks for
+    2: "both agree in sign, which chance alone does one time in two",
+    3: "all agree in sign, which chance alone does one time in four",
+}
 STUDIED = [row_run(row).label for row in STUDY]  # what other methods do is not asked
 
 
@@ -238,12 +242,9 @@ def findings_table(evidence: Evidence) -> tuple[pd.DataFrame, str]:
             for k, f in enumerate(found, start=1)
         ]
     )
-    chance = {
-        2: ": that both agree in sign, which chance alone does one time in two",
-        3: ": that all agree in sign, which chance alone does one time in four",
-    }
+    chance = f": that {CHANCE[evidence.seeds]}" if evidence.seeds in CHANCE else ""
     about = "onditions on curves and on means over old tasks"
-    noise = f"C{about} ask that the interval over {evidence.seeds} seeds agrees{chance.get(evidence.seeds, '')}"
+    noise = f"C{about} ask that the interval over {evidence.seeds} seeds agrees{chance}"
     if evidence.seeds == 1:
         noise = f"With one seed, noise over seeds is not known: c{about} are compared without any"
     note = (

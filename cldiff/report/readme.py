@@ -102,13 +102,10 @@ def verdicts() -> str:
 
 
 def form(value: object) -> str:
-    return (
-        " ".join(map(str, value))
-        if isinstance(value, (tuple, list))
-        else f"{value:g}"
-        if type(value) is float
-        else str(value)
-    )
+    """A parameter's value: 20,000, 0.0002, "1 2 2"."""
+    if isinstance(value, (tuple, list)):
+        return " ".join(map(str, value))
+    return f"{value:g}" if type(value) is float else f"{value:,}" if type(value) is int else str(value)
 
 
 def parameters() -> str:

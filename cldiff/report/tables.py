@@ -76,8 +76,8 @@ def contrasts_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def sizes(n: pd.Series) -> str:
-    """ "250", or "70 to 72" where the tasks differ."""
-    return str(n.min()) if n.min() == n.max() else f"{n.min()} to {n.max()}"
+    """ "1,024", or "70 to 72" where they differ."""
+    return " to ".join(f"{size:,.0f}" for size in sorted({n.min(), n.max()}))
 
 
 def seeds_note(scores: pd.DataFrame) -> str:
