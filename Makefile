@@ -49,7 +49,7 @@ help:
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
 	@echo
 	@echo 'PROFILE=$(PROFILE)  smoke (a minute), digits (minutes on a CPU), digits-long (20 minutes),'
-	@echo '                small (a GPU, or hours), paper-cpu (days), paper (a large GPU)'
+	@echo '                small (a GPU, or hours), paper-cpu (days), paper (a large GPU); `python -m cldiff list`: all'
 	@echo 'SEEDS=$(SEEDS)         repetitions of each run'
 	@echo 'JOBS=$(JOBS)          runs at the same time'
 	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda; of make test: cuda or cpu is tested, instead of the rest'

@@ -149,6 +149,7 @@ PROFILES = {
         {"digits": {}},
         dict(_DIGITS, steps=1_000, curve_every=200),
         sweep="digits-sweep",
+        published=True,
     ),
     "small": Profile(
         "MNIST and Fashion-MNIST, a small U-Net, 1,000 steps a task", _GREY, _SMALL, sweep="small-sweep", published=True
