@@ -20,7 +20,7 @@ from filelock import Timeout
 
 from .errors import Problem
 from .files import claim, make_folder, write_atomically
-from .results import FILES, WEIGHTS
+from .results import FILES, WEIGHTS, find_start
 from .run import Run
 from .train import first_task_path, forget
 from .worker import (
@@ -110,18 +110,24 @@ def run_all(
     that share it. shared: a folder that all workers have, for checkpoints from which one continues what another began;
     without it each run is made in a temporary folder. make: what a worker calls, as whole_run(). words: device and data
     of make_run. Returns the one-line error of each run that failed, by name. Raises Problem where workers differ or are
-    gone, OSError where `out` cannot be written to; what came back before stays.
+    gone, or a run's start is not here, OSError where `out` cannot be written to; what came back before stays.
     """
     from tqdm import tqdm
 
     make_folder(out)
     groups: dict[Path, list[Run]] = {}  # by first task
+    starts: dict[str, bytes | None] = {}  # of files that are here, and not where workers look
     for run in runs:
         if not (out / run.name / "result.json").exists():
             groups.setdefault(first_task_path(run, out / run.name), []).append(run)
+            if run.start not in starts:
+                starts[run.start] = find_start(run, out / run.name)
     workers = Workers(pool) if isinstance(pool, Executor) else DaskWorkers(pool)
-    asked = VERSIONS, str(shared.resolve()) if shared else None, words
+    place = str(shared.resolve()) if shared else None
     pending, failed, events, shown = {}, {}, SimpleQueue(), 0.0
+
+    def submit(function: Callable, run: Run, more: object):
+        return workers.submit(function, run, VERSIONS, place, {**words, "start": starts[run.start]}, more)
 
     def expect(future, then: Callable, runs: list[Run]) -> None:
         pending[future] = then, runs
@@ -131,7 +137,7 @@ def run_all(
         _keep_first(first_task_path(runs[0], out / runs[0].name), future.result())
         first = workers.passed_on(future)
         for run in runs:
-            expect(workers.submit(make, run, *asked, first), is_made, [run])
+            expect(submit(make, run, first), is_made, [run])
 
     def is_made(runs: list[Run], future) -> None:
         expect(disk.submit(_keep, *runs, out / runs[0].name, future), is_kept, runs)
@@ -146,7 +152,7 @@ def run_all(
                 for path, runs in groups.items():
                     found = path.read_bytes() if path.exists() else None
                     found = found if is_first_task(found) else None
-                    expect(workers.submit(first_task, runs[0], *asked, found), first_is_there, runs)
+                    expect(submit(first_task, runs[0], found), first_is_there, runs)
                 while pending:
                     if time.monotonic() > shown + 1:
                         shown = time.monotonic()

@@ -93,11 +93,15 @@ def save_tensors(path: Path, state: object) -> None:
 
 def load_tensors(path: Path, device: object = "cpu") -> object:
     """What save_tensors wrote; executes no code. Raises Damaged if the file is, Problem if it never was such a file."""
-    import torch
-
     if path.is_dir():
         raise Problem(f"{path} is a folder: expected a file, move the folder away")
-    content = path.read_bytes()
+    return tensors(path.read_bytes(), path, device)
+
+
+def tensors(content: bytes, path: Path, device: object = "cpu") -> object:
+    """load_tensors() of what was read from this file."""
+    import torch
+
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise Damaged(f"{path} is damaged")
     try:
