@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP
 from functools import cache
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryFile
 
 from filelock import AcquireReturnProxy, FileLock, SoftFileLock
@@ -39,7 +40,7 @@ def make_folder(folder: Path) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls write(temporary path), makes the file durable, and gives it its name: it is there whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{token_hex(8)}-{path.name}")  # not a process ID: two machines share it
     try:
         write(temporary)
         with open(temporary, "r+b") as file:
