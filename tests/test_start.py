@@ -13,6 +13,7 @@ from cldiff.cluster import run_all
 from cldiff.errors import Problem
 from cldiff.files import file_sha256, load_tensors, save_tensors
 from cldiff.results import WEIGHTS, ResultError
+from cldiff.unet import UNet, begin
 
 SHORT = dict(steps=1, tasks=2)
 
@@ -128,6 +129,17 @@ def test_a_start_of_another_size_is_one_line_before_images_are_looked_at(changes
     monkeypatch.setattr("cldiff.work.Measurer", lambda *words: pytest.fail("looked at"))
     with pytest.raises(Problem, match=f"^start={other.name}: {message}$"):
         make_run(run, results / "second" / run.name, device="cpu")
+
+
+def test_an_older_file_without_patch_is_compared_by_its_default_and_no_other_network_is_built(copy, monkeypatch):
+    results, other = copy
+    saved = load_tensors(results / "first" / other.name / WEIGHTS)
+    nets = [UNet(**{**saved["arguments"], "patch": patch}) for patch in (1, 2)]
+    del saved["arguments"]["patch"]
+    monkeypatch.setattr(torch.nn, "Conv2d", lambda *words, **how: pytest.fail("built"))
+    begin(nets[0], saved, other.name)
+    with pytest.raises(Problem, match="its network has patch=1, expected this run's 2$"):
+        begin(nets[1], saved, other.name)
 
 
 def test_a_start_with_networks_of_its_own_is_one_line(tmp_path):
