@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -20,7 +20,7 @@ from filelock import Timeout
 
 from .errors import Problem
 from .files import claim, make_folder, write_atomically
-from .results import FILES, WEIGHTS
+from .results import FILES, WEIGHTS, find_start
 from .run import Run
 from .train import first_task_path, forget
 from .worker import (
@@ -110,18 +110,25 @@ def run_all(
     that share it. shared: a folder that all workers have, for checkpoints from which one continues what another began;
     without it each run is made in a temporary folder. make: what a worker calls, as whole_run(). words: device and data
     of make_run. Returns the one-line error of each run that failed, by name. Raises Problem where workers differ or are
-    gone, OSError where `out` cannot be written to; what came back before stays.
+    gone, or a run's start is not here, OSError where `out` cannot be written to; what came back before stays.
     """
     from tqdm import tqdm
 
     make_folder(out)
     groups: dict[Path, list[Run]] = {}  # by first task
+    starts: dict[str, bytes | None] = {}  # of files that are here, and not where workers look
     for run in runs:
         if not (out / run.name / "result.json").exists():
             groups.setdefault(first_task_path(run, out / run.name), []).append(run)
+            if run.start not in starts:
+                starts[run.start] = find_start(run, out / run.name)
     workers = Workers(pool) if isinstance(pool, Executor) else DaskWorkers(pool)
-    asked = VERSIONS, str(shared.resolve()) if shared else None, words
-    pending, failed, events, shown = {}, {}, SimpleQueue(), 0.0
+    place = str(shared.resolve()) if shared else None
+    total, shown = sum(map(len, groups.values())), 0.0
+    pending, failed, events = {}, {}, SimpleQueue()
+
+    def submit(function: Callable, run: Run, more: object):
+        return workers.submit(function, run, VERSIONS, place, {**words, "start": starts[run.start]}, more)
 
     def expect(future, then: Callable, runs: list[Run]) -> None:
         pending[future] = then, runs
@@ -131,7 +138,7 @@ def run_all(
         _keep_first(first_task_path(runs[0], out / runs[0].name), future.result())
         first = workers.passed_on(future)
         for run in runs:
-            expect(workers.submit(make, run, *asked, first), is_made, [run])
+            expect(submit(make, run, first), is_made, [run])
 
     def is_made(runs: list[Run], future) -> None:
         expect(disk.submit(_keep, *runs, out / runs[0].name, future), is_kept, runs)
@@ -139,44 +146,38 @@ def run_all(
     def is_kept(runs: list[Run], future) -> None:
         bar.update()
 
-    total = sum(map(len, groups.values()))
+    def settle(future) -> None:
+        then, runs = pending.pop(future)
+        error = _error(future)
+        if isinstance(error, BrokenExecutor) or (isinstance(error, OSError) and then is is_kept):
+            raise error
+        if isinstance(error, OtherVersion) and workers.again(future):
+            return expect(future, then, runs)
+        try:
+            if error is None:
+                then(runs, future)
+        except Problem as found:
+            error = found
+        if error is not None:
+            failed.update((run.name, one_line(error)) for run in runs)
+
+    def show() -> None:
+        nonlocal shown
+        if time.monotonic() > shown + 1:
+            shown = time.monotonic()
+            running = workers.running([future for future, (then, _) in pending.items() if then is not is_kept])
+            bar.set_postfix(running=running, waiting=max(0, total - bar.n - len(failed) - running), failed=len(failed))
+
     try:
         with ThreadPoolExecutor(WRITERS) as disk, tqdm(total=total, unit="run", desc=str(out)) as bar:
             try:
                 for path, runs in groups.items():
                     found = path.read_bytes() if path.exists() else None
-                    found = found if is_first_task(found) else None
-                    expect(workers.submit(first_task, runs[0], *asked, found), first_is_there, runs)
+                    expect(submit(first_task, runs[0], found if is_first_task(found) else None), first_is_there, runs)
                 while pending:
-                    if time.monotonic() > shown + 1:
-                        shown = time.monotonic()
-                        running = workers.running(
-                            [future for future, (then, _) in pending.items() if then is not is_kept]
-                        )
-                        waiting = total - bar.n - len(failed) - running
-                        bar.set_postfix(running=running, waiting=max(0, waiting), failed=len(failed))
-                    try:
-                        future = events.get(timeout=5)
-                    except Empty:
-                        continue
-                    then, runs = pending.pop(future)
-                    error = (
-                        BrokenExecutor("the connection to the scheduler was lost")
-                        if future.cancelled()
-                        else future.exception()
-                    )
-                    if isinstance(error, BrokenExecutor) or (isinstance(error, OSError) and then is is_kept):
-                        raise error
-                    if isinstance(error, OtherVersion) and workers.again(future):
-                        expect(future, then, runs)
-                        continue
-                    try:
-                        if error is None:
-                            then(runs, future)
-                    except Problem as found:
-                        error = found
-                    if error is not None:
-                        failed.update((run.name, one_line(error)) for run in runs)
+                    show()
+                    with suppress(Empty):
+                        settle(events.get(timeout=5))
             finally:
                 for future, (then, _) in pending.items():
                     if then is not is_kept:  # what came back is written
@@ -188,6 +189,10 @@ def run_all(
             "workers are back"
         ) from None
     return failed
+
+
+def _error(future) -> BaseException | None:  # Dask cancels those of a scheduler that is gone
+    return BrokenExecutor("the connection to the scheduler was lost") if future.cancelled() else future.exception()
 
 
 def _keep(run: Run, folder: Path, future) -> None:
@@ -206,7 +211,8 @@ def _keep(run: Run, folder: Path, future) -> None:
 def _keep_first(path: Path, content: object) -> None:
     if not is_first_task(content):
         raise Problem("a worker returned no first task: nothing of it was written")
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    if not path.exists() or path.read_bytes() != content:  # else it is what was sent
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def run_on_dask(address: str, runs: list[Run], out: Path, shared: Path | None = None, **words: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from errno import EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP
 from functools import cache
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryFile
 
 from filelock import AcquireReturnProxy, FileLock, SoftFileLock
@@ -39,7 +40,7 @@ def make_folder(folder: Path) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls write(temporary path), makes the file durable, and gives it its name: it is there whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{token_hex(8)}-{path.name}")  # not a process ID: two machines share it
     try:
         write(temporary)
         with open(temporary, "r+b") as file:
@@ -93,11 +94,15 @@ def save_tensors(path: Path, state: object) -> None:
 
 def load_tensors(path: Path, device: object = "cpu") -> object:
     """What save_tensors wrote; executes no code. Raises Damaged if the file is, Problem if it never was such a file."""
-    import torch
-
     if path.is_dir():
         raise Problem(f"{path} is a folder: expected a file, move the folder away")
-    content = path.read_bytes()
+    return tensors(path.read_bytes(), path, device)
+
+
+def tensors(content: bytes, path: Path, device: object = "cpu") -> object:
+    """load_tensors() of what was read from this file."""
+    import torch
+
     if hashlib.sha256(content[32:]).digest() != content[:32]:
         raise Damaged(f"{path} is damaged")
     try:

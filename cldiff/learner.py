@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .diffusion import Diffusion, Model
 from .errors import Problem
-from .files import Damaged, foreign, load_tensors, save_tensors
+from .files import Damaged, foreign, load_tensors, save_tensors, tensors
 from .ids import Ids
 from .methods import METHODS, Batch
 from .networks import ByTask
@@ -42,14 +42,14 @@ class Learner:
     name is part of checkpoints. `seconds` counts time by phase.
     """
 
-    def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu", start: dict | None = None):
-        """start: the network to begin with, see results.load_start(). Raises Problem if it is another one."""
+    def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu", start: bytes | None = None):
+        """start: see results.find_start(). Raises Problem if its network is another one."""
         self.run, self.tasks, self.device = run, tasks, torch.device(device)
         self.diffusion = Diffusion(run.timesteps, device=self.device)
         self.task, self.step = 0, 0
         self.checkpoint: Path | None = None
         self.record: dict[str, list] = {}
-        self.begun = {"start": start["sha256"]} if start else {}
+        self.begun = {"start": hashlib.sha256(start).hexdigest()} if start else {}
         self.seconds = {"train": 0.0, "measure": 0.0}
         self.method = METHODS[run.method](run.weight, METHODS[run.method].Options(**run.options))
         self.ids = Ids(tasks, run.condition == "class", self.device)
@@ -68,7 +68,7 @@ class Learner:
                 run.patch,
             )
             if start:
-                begin(net, start, run.start)
+                begin(net, tensors(start, Path(run.start)), run.start)
             self.arguments, self.parameters = net.arguments, sum(p.numel() for p in net.parameters())
             self.net = self.method.build(net).to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)

@@ -7,7 +7,8 @@ import hashlib
 import io
 import pickle
 import tarfile
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,6 +75,23 @@ def load_digits(root: Path, sha256: dict[str, str]) -> tuple[Split, Split]:
     return cut(Split(images, labels), one_in=5)
 
 
+@contextmanager
+def _to_oneself(folder: Path, files: list[Path], archives: Sequence[Path] = ()) -> Iterator[None]:
+    """A folder of data in which these files are read or made: runs that start together must not write into the same
+    one. Raises DataError where one is a folder, or is missing and cannot be written."""
+    for path in (*files, *archives):
+        if path.is_dir():
+            raise DataError(f"{path} is a folder: expected a file; move the file inside it to its place")
+    try:
+        lock = locked(folder / ".lock")
+    except OSError as error:
+        if not all(path.exists() for path in files):
+            raise DataError(f"cannot write to the data folder {folder}: {error.strerror}") from None
+        lock = nullcontext()  # somebody keeps them for everybody
+    with lock:
+        yield
+
+
 def load_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Split, Split]:
     """A data set of torchvision in the files of MNIST: `name` is that of its class there."""
     import torchvision.datasets
@@ -82,16 +100,7 @@ def load_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Split, Spli
 
     source = getattr(torchvision.datasets, name)
     raw = root / source.__name__ / "raw"
-    try:  # runs that start together must not unpack into the same file
-        lock = locked(raw / ".lock")
-    except OSError as error:
-        if not all((raw / name).is_file() for name in sha256):
-            raise DataError(f"cannot write to the data folder {raw}: {error.strerror}") from None
-        lock = nullcontext()  # somebody keeps them for everybody
-    with lock:
-        for path in (raw / found for name, _ in source.resources for found in (name, name.removesuffix(".gz"))):
-            if path.is_dir():
-                raise DataError(f"{path} is a folder: expected a file; move the file inside it to its place")
+    with _to_oneself(raw, [raw / name for name in sha256], [raw / name for name, _ in source.resources]):
         for name, md5 in source.resources:
             if (raw / name).exists() and not check_md5(str(raw / name), md5):
                 raise DataError(f"{raw / name} is damaged (wrong checksum): delete it, and run again")
@@ -126,15 +135,7 @@ def _archive(path: Path, urls: list[str], md5: str, sha256: str) -> bytes:
     whether that is whole, does not matter."""
     from torchvision.datasets.utils import download_url
 
-    if path.is_dir():
-        raise DataError(f"{path} is a folder: expected a file; move the file inside it to its place")
-    try:  # runs that start together must not download into the same file
-        lock = locked(path.parent / ".lock")
-    except OSError as error:
-        if not path.exists():
-            raise DataError(f"cannot write to the data folder {path.parent}: {error.strerror}") from None
-        lock = nullcontext()  # somebody keeps it for everybody
-    with lock:
+    with _to_oneself(path.parent, [path]):
         for url in urls:
             if path.exists():
                 break

@@ -66,17 +66,20 @@ def load_weights(folder: Path, result: dict) -> dict:
     return saved
 
 
-def load_start(run: Run, results: Path) -> dict:
-    """What a run starts from: load_weights() of run.start, wherever it lies in the folders of this one, and "sha256" of
-    the file. Raises ResultError if it cannot be had or is not whole."""
-    folders = [path.parent for path in sorted(results.glob(f"*/{run.start}/{WEIGHTS}"))]
-    if not folders:
+def find_start(run: Run, folder: Path) -> bytes | None:
+    """The content of weights.pt of the run that this one, of this folder, starts from: of any profile beside its own,
+    or in the folder results; None where it starts anew. Raises ResultError if it cannot be had or is not whole."""
+    if not run.start:
+        return None
+    places = folder.parent.parent, Path("results")
+    found = [path for results in places for path in sorted(results.glob(f"*/{run.start}/{WEIGHTS}"))]
+    if not found:
         raise ResultError(
-            f"start={run.start}: {results}/*/{run.start}/{WEIGHTS} is missing; expected a finished run, whose network "
-            "this one starts from"
+            f"start={run.start}: {places[0]}/*/{run.start}/{WEIGHTS} is missing, and from {places[1]} too; expected a "
+            "finished run, whose network this one starts from"
         )
-    saved = load_weights(folders[0], read_result(folders[0]))
-    return {**saved, "sha256": file_sha256(folders[0] / WEIGHTS)}
+    load_weights(found[0].parent, read_result(found[0].parent))
+    return found[0].read_bytes()
 
 
 def load_results(

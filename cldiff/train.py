@@ -91,7 +91,7 @@ def train(
     checkpoint_seconds: float = 300,
     cancelled: Callable[[], bool] = lambda: False,
     first_task_only: bool = False,
-    start: dict | None = None,
+    start: bytes | None = None,
 ) -> Iterator[Step]:
     """Builds the network of a run at once, which says what does not fit, and returns a generator that trains it and
     yields after each optimiser step; the caller measures, draws and stops as it likes.
@@ -100,8 +100,7 @@ def train(
     measured the step; a run that finds one continues from there, to the same result bit for bit. What belongs to the
     first task is kept beside the run folders, for all methods to share. Without a folder nothing is kept. Where another
     process trains the first task, this one waits for it and asks `cancelled` once a second; if that is so, it raises
-    Timeout. first_task_only: ends when the first task is there for all. start: the network to begin with, see
-    results.load_start().
+    Timeout. first_task_only: ends when the first task is there for all. start: see results.find_start().
     """
     if run.deterministic:  # for this process, as torch has it
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -1,7 +1,7 @@
 """The U-Net of Ho et al. (2020), conditioned on the timestep and on the task."""
 
 import math
-from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -177,10 +177,11 @@ class UNet(nn.Module):
 def begin(net: UNet, saved: dict, name: str) -> None:
     """Gives a network the weights of the one that a finished run of this name has saved. Raises Problem if that is
     another network."""
-    own, found = net.arguments, UNet(**saved["arguments"]).arguments
-    for key in own.keys() - {"dropout"}:
-        if found[key] != own[key]:
-            raise Problem(f"start={name}: its network has {key}={found[key]}, expected this run's {own[key]}")
+    found = signature(UNet).bind(**saved["arguments"])
+    found.apply_defaults()  # for what older files lack
+    for key, own in net.arguments.items():
+        if found.arguments[key] != own and key != "dropout":
+            raise Problem(f"start={name}: its network has {key}={found.arguments[key]}, expected this run's {own}")
     try:
         net.load_state_dict(saved["parameters"])
     except RuntimeError:
@@ -192,14 +193,12 @@ def save_unet(path: Path, net: nn.Module, arguments: dict) -> None:
     save_tensors(path, {"arguments": arguments, "parameters": {name: p.half() for name, p in net.state_dict().items()}})
 
 
-def load_unet(
-    path: Path | str, device: str | torch.device = "cpu", build: Callable[[UNet], nn.Module] = lambda net: net
-) -> nn.Module:
-    """What save_unet wrote, for evaluation. build: of the method that it was trained with, where that has one of its
-    own. Raises ValueError if the file is damaged, Problem if it holds something else."""
+def load_unet(path: Path | str, device: str | torch.device = "cpu") -> UNet:
+    """What save_unet wrote of a U-Net, for evaluation. Raises ValueError if the file is damaged, Problem if it holds
+    something else."""
     saved = load_tensors(Path(path), device)
     try:
-        net = build(UNet(**saved["arguments"])).to(device, memory_format=torch.channels_last)
+        net = UNet(**saved["arguments"]).to(device, memory_format=torch.channels_last)
         net.load_state_dict(saved["parameters"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise foreign(Path(path), error) from None

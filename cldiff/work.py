@@ -12,7 +12,7 @@ from filelock import Timeout
 
 from .files import claim, make_folder
 from .measure import Measurer
-from .results import load_start
+from .results import find_start
 from .run import Run
 from .study import planned, runs
 from .tasks import load_tasks
@@ -33,14 +33,16 @@ def make_run(
     progress: Callable[[Step], object] = lambda step: None,
     wait: bool = True,
     first_task_only: bool = False,
+    start: bytes | None = None,
 ) -> bool:
     """Claims a run, trains it, measures it and saves it into `folder`, from wherever an earlier call was stopped.
 
-    folder: of the run, in one of a profile, beside which those of other profiles lie: run.start is looked for in all.
-    data: the folder of data sets. stop(margin): asked after each step whether to stop before `margin` more seconds are
-    over; then the run is left with a checkpoint. progress: called with each step. wait: for another process that is at
-    this run. first_task_only: ends with the first task, which other runs share (see Run.first_task_name). Returns
-    whether what was asked for is there. Raises Problem, ValueError or OSError with one line that says what to do.
+    folder: of the run, in one of a profile, beside which those of other profiles lie. data: the folder of data sets.
+    stop(margin): asked after each step whether to stop before `margin` more seconds are over; then the run is left with
+    a checkpoint. progress: called with each step. wait: for another process that is at this run. first_task_only: ends
+    with the first task, which other runs share (see Run.first_task_name). start: what find_start() found elsewhere.
+    Returns whether what was asked for is there. Raises Problem, ValueError or OSError with one line that says what to
+    do.
     """
     try:
         lock = nullcontext() if first_task_only else claim(folder, wait)  # train() has a lock for the first task
@@ -54,7 +56,7 @@ def make_run(
         device = pick_device(device)
         if run.compiled:
             check_compiler(device)
-        start = load_start(run, folder.parent.parent) if run.start else None
+        start = start or find_start(run, folder)
         tasks = load_tasks(run.dataset, data, **run.sequence)
         steps = train(  # before real images are looked at, which takes longer
             run,

@@ -531,8 +531,10 @@ def test_a_first_task_that_is_here_is_sent_and_a_damaged_one_is_not(results, tmp
     path.parent.mkdir()
     path.write_bytes(b"damaged")
     assert run_all(Now(), SHORT[:1], tmp_path, make=returned, **WORDS) == {}
+    written = path.stat().st_ino, path.stat().st_mtime_ns
     assert run_all(Now(), SHORT[1:], tmp_path, make=returned, **WORDS) == {}
     assert sent == [None, bytes.fromhex(EMPTY)] == [None, path.read_bytes()]
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == written  # and not written again
 
 
 def test_what_this_machine_began_is_removed_when_the_result_is_there(results, tmp_path):

@@ -231,6 +231,19 @@ def test_write_is_all_or_nothing(tmp_path):
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
+def test_writers_with_the_same_process_id_do_not_meet(tmp_path):
+    """Of two machines that share a folder; a kill leaves what save_result() removes."""
+    path = tmp_path / "file.txt"
+
+    def write(temporary):
+        temporary.write_text("one")
+        write_atomically(path, lambda other: other.write_text("other"))
+        assert temporary.read_text() == "one" and list(tmp_path.glob(".*-*")) == [temporary]
+
+    write_atomically(path, write)
+    assert path.read_text() == "one" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
 def finish(results: Path, run: Run, lenet: str = "y") -> Path:
     score = {
         "after_task": 1,

@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 import torch
 from conftest import tiny
 
 from cldiff import load_scores, make_run
+from cldiff.cluster import run_all
 from cldiff.errors import Problem
 from cldiff.files import file_sha256, load_tensors, save_tensors
 from cldiff.results import WEIGHTS, ResultError
+from cldiff.unet import UNet, begin
 
 SHORT = dict(steps=1, tasks=2)
 
@@ -71,8 +74,31 @@ def test_a_start_that_is_not_there_is_one_line_before_anything_is_loaded(copy):
     run = tiny(start="digits-finetune-s0-00000000", **SHORT)
     with pytest.raises(ResultError) as error:
         make_run(run, results / "second" / run.name, data="/nowhere", device="cpu")
-    assert f"{results}/*/{run.start}/{WEIGHTS} is missing; expected a finished run" in str(error.value)
+    place = f"{results}/*/{run.start}/{WEIGHTS}"
+    assert f"{place} is missing, and from results too; expected a finished run" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_start_is_found_in_the_clone_by_a_run_whose_results_go_elsewhere(copy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tiny(start=copy[1].name, **SHORT)
+    assert make_run(run, tmp_path / "else" / "where" / "out" / run.name, device="cpu")
+
+
+def test_a_start_is_sent_to_workers_who_do_not_have_it(copy):
+    results, other = copy
+    run = tiny(start=other.name, **SHORT)
+    with ThreadPoolExecutor(1) as pool:
+        assert run_all(pool, [run], results / "second", device="cpu", data="data") == {}
+    assert make_run(run, results / "third" / run.name, device="cpu")
+    for name in ("scores.csv", WEIGHTS):
+        assert len({file_sha256(results / place / run.name / name) for place in ("second", "third")}) == 1
+
+
+def test_a_start_that_is_missing_is_said_before_workers_are_asked(tmp_path):
+    run = tiny(start="digits-finetune-s0-00000000", **SHORT)
+    with pytest.raises(ResultError, match="weights.pt is missing"):
+        run_all(Executor(), [tiny(**SHORT), run], tmp_path / "results" / "second", device="cpu")
 
 
 def test_damaged_weights_to_start_from_are_named(copy):
@@ -103,6 +129,17 @@ def test_a_start_of_another_size_is_one_line_before_images_are_looked_at(changes
     monkeypatch.setattr("cldiff.work.Measurer", lambda *words: pytest.fail("looked at"))
     with pytest.raises(Problem, match=f"^start={other.name}: {message}$"):
         make_run(run, results / "second" / run.name, device="cpu")
+
+
+def test_an_older_file_without_patch_is_compared_by_its_default_and_no_other_network_is_built(copy, monkeypatch):
+    results, other = copy
+    saved = load_tensors(results / "first" / other.name / WEIGHTS)
+    nets = [UNet(**{**saved["arguments"], "patch": patch}) for patch in (1, 2)]
+    del saved["arguments"]["patch"]
+    monkeypatch.setattr(torch.nn, "Conv2d", lambda *words, **how: pytest.fail("built"))
+    begin(nets[0], saved, other.name)
+    with pytest.raises(Problem, match="its network has patch=1, expected this run's 2$"):
+        begin(nets[1], saved, other.name)
 
 
 def test_a_start_with_networks_of_its_own_is_one_line(tmp_path):
