@@ -87,8 +87,7 @@ _PAPER_CPU = dict(
     bound_images=10_000,
     curve_images=100,
 )
-# paper-cpu's network for 1,000 steps: where many runs are compared. Of 1e-3, 2e-3 and 4e-3 this learning rate had the
-# lowest validation loss of MNIST's first task.
+# Where many runs are compared. Of 1e-3, 2e-3 and 4e-3 this rate had the lowest validation loss of MNIST's first task.
 _SHORT = dict(
     _PAPER_CPU,
     steps=1_000,
@@ -170,9 +169,7 @@ PROFILES = {
     "paper": Profile(
         "the study's protocol, on a GPU",
         _GREY,
-        dict(
-            channels=64, precision="bfloat16", inception=True, bound_terms=100, bound_images=10_000
-        ),  # all test images
+        dict(channels=64, precision="bfloat16", inception=True, bound_terms=100, bound_images=10_000),
         sweep="small-sweep",
         published=True,
     ),
@@ -256,9 +253,7 @@ PROFILES = {
     "small-sweep": Profile(
         "weights of L2 at 28x28, a quarter of small's steps",
         _GREY,
-        dict(  # little measured but FID
-            _SMALL, steps=250, samples=256, bound_terms=10, bound_images=50, curve_images=20
-        ),
+        dict(_SMALL, steps=250, samples=256, bound_terms=10, bound_images=50, curve_images=20),  # little but FID
         rows=SWEEP[:6],
         figures=("sweep",),
     ),

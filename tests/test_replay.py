@@ -79,6 +79,12 @@ def test_from_a_timestep_on_the_target_is_the_noise_alone(three):
     torch.testing.assert_close(batch.share[~late], 1.5 * plain.share[~late])
 
 
+def test_by_default_the_teacher_is_asked_at_all_timesteps(three):
+    """Of any number of them: a new network predicts 0, at t = 1,000 and later too."""
+    batch = replayed(at_task(tiny("distilled", batch=64, timesteps=4000, early=200, late=2000), three, 1))
+    assert (batch.t >= 1000).any() and not batch.target.any()
+
+
 # Timestep-aware replay
 
 BETA = [0.0001 + (0.02 - 0.0001) * t / 999 for t in range(1000)]

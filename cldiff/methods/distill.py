@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 from typing import TYPE_CHECKING
 
 from ..lazy import no_grad, torch
@@ -42,11 +43,11 @@ class DistilledReplay(Replay):
     class Options(Parameters):
         noise: float = number(0.0, 0, help="weight of the noise as a second target, where the teacher's is 1 (DER++)")
         teacher: str = among("average", ("average", "raw"), help="the network before the task: its average, or itself")
-        until: int = number(1000, 0, help="the timestep from which on the target is the noise, and the noise alone")
+        until: int = number(0, 0, help="the timestep from which on the target is the noise alone; 0: at none")
 
     @staticmethod
     def check(options: Options, timesteps: int) -> None:
-        if "until" in options.changes() and options.until > timesteps:  # whose default is for any number of them
+        if options.until > timesteps:
             raise ValueError(f"until={options.until}: expected at most timesteps={timesteps}")
 
     def start_task(self, learner: Learner) -> None:
@@ -57,7 +58,7 @@ class DistilledReplay(Replay):
         batch, noise = super().replayed(learner), self.options.noise
         # Two squared errors have the gradient of one, of their weights' sum against their targets' weighted mean.
         mixed = (prediction(learner, self.state, batch) + noise * batch.noise) / (1 + noise)
-        taught = batch.t < self.options.until
+        taught = batch.t < (self.options.until or inf)
         return replace(
             batch,
             target=torch.where(taught.view(-1, 1, 1, 1), mixed, batch.noise),
