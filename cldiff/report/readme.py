@@ -86,7 +86,7 @@ def verdicts() -> str:
     about = (
         f"The study trains {Run.steps:,} steps a task. What is shown here was trained on two CPU cores, with small "
         f"networks and {small['steps']:,} steps a task: verdicts say what becomes of the findings at this scale "
-        "([discussion](docs/results.md), which also has the first run of that length, `paper-cpu`). In brackets: "
+        "([discussion](docs/results.md), which also has the first runs of that length, `paper-cpu`). In brackets: "
         "how many of a finding's conditions are met; these (ours) and numbers are behind each data set's name. "
         f"t counts noise: 0 is the picture, {Run.timesteps - 1} noise; on the digits the late one is {digits['late']}."
     )
