@@ -25,10 +25,10 @@ def list_runs(words: argparse.Namespace) -> None:
     """the profiles, or the runs of one of them, by name"""
     from .study import PROFILES, runs
 
-    if words.profile:
-        print("\n".join(run.name for run in runs(words.profile, words.seeds)))
-    else:
+    if words.profile is None:
         print("\n".join(f"{name:{max(map(len, PROFILES))}}  {profile.help}" for name, profile in PROFILES.items()))
+    else:
+        print("\n".join(run.name for run in runs(words.profile, words.seeds)))
 
 
 def plan(words: argparse.Namespace) -> None:

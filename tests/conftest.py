@@ -14,6 +14,7 @@ from cldiff import load_tasks
 from cldiff.diffusion import Diffusion
 from cldiff.features import INCEPTION, LeNet
 from cldiff.learner import Learner
+from cldiff.methods import METHODS
 from cldiff.run import Run
 from cldiff.tasks import Split
 from cldiff.train import pick_device, train
@@ -105,9 +106,12 @@ def within(monkeypatch):
 
 
 def tiny(method="finetune", **changes) -> Run:
-    """A Run of seconds. `steps` may be given alone: the curves then have a point at the end of each task."""
+    """A Run of seconds. `steps` may be given alone: the curves then have a point at the end of each task. Gradients of
+    single images are of 64 images."""
     if "steps" in changes:
         changes = {"curve_every": changes["steps"], **changes}
+    if method in METHODS and "images" in METHODS[method].Options.names():
+        changes["options"] = {"images": 64, **changes.get("options", {})}
     return Run(**{**TINY, "method": method, **changes})
 
 

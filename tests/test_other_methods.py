@@ -534,7 +534,9 @@ def test_a_lora_run_that_continues_within_a_task_knows_what_is_frozen(task, thre
         assert torch.equal(value, start[name]) == (name.startswith("net.") == (task == 1)), name
 
 
-@pytest.mark.parametrize("method, number", (("separate", 2), ("lora", 4), ("agem", 2)))
+@pytest.mark.parametrize(
+    "method, number", (("separate", 2), pytest.param("lora", 4, marks=pytest.mark.slow), ("agem", 2))
+)
 def test_compiled_as_many_graphs_are_enough_for_any_number_of_tasks(method, number, three, monkeypatch):
     """For a step and for the average: with LoRA two each, of the first task and of later ones."""
     compiler = torch.compile

@@ -442,7 +442,11 @@ def graphs() -> int:
 
 
 @pytest.mark.parametrize(
-    "how", (dict(dropout=0.0), dict(dropout=0.1, precision="bfloat16")), ids=("float32", "bfloat16")
+    "how",
+    (
+        pytest.param(dict(dropout=0.0), id="float32"),
+        pytest.param(dict(dropout=0.1, precision="bfloat16"), id="bfloat16", marks=pytest.mark.slow),
+    ),
 )
 def test_compiled_training_takes_three_graphs_and_continues_bit_for_bit(how, three, tmp_path, monkeypatch):
     """Three graphs: the step without and with replay, the average in one shape. Without code for the machine, which would
