@@ -86,19 +86,23 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 def compared(found: pd.DataFrame, contrasts: list[Contrast]) -> pd.DataFrame:
     """Each contrast with means over the seeds that both arms have, their difference with its 95 % interval, and p of a
-    paired t-test, corrected by Holm for all of them. FID, which differs by factors, is compared by its logarithm: its
-    difference is a ratio."""
+    paired t-test, corrected by Holm for all of them; of one seed the difference alone, the others NaN. FID, which
+    differs by factors, is compared by its logarithm: its difference is a ratio."""
     rows = []
     for question, first, second, outcome in contrasts:
         one, other = found.loc[first, outcome], found.loc[second, outcome]
         seeds = one.index.intersection(other.index)
-        if len(seeds) < 2:
-            raise ValueError(f"{question}: {len(seeds)} seed of {first} and {second}; expected at least 2 (SEEDS=)")
+        if seeds.empty:
+            raise ValueError(
+                f"{question}: {first} and {second} have no seed in common; expected runs of the same (SEEDS=)"
+            )
         one, other, ratio = one[seeds], other[seeds], outcome.startswith("fid")
-        test = stats.ttest_rel(*((np.log(one), np.log(other)) if ratio else (one, other)))
-        interval = test.confidence_interval()
-        mean = np.log(one / other).mean() if ratio else (one - other).mean()
-        values = np.array([mean, interval.low, interval.high])
+        pairs = np.log(one / other) if ratio else one - other
+        low, high, p = np.nan, np.nan, np.nan
+        if len(seeds) > 1:
+            test = stats.ttest_1samp(pairs, 0)
+            (low, high), p = test.confidence_interval(), test.pvalue
+        values = np.array([pairs.mean(), low, high])
         rows.append(
             {
                 "question": question,
@@ -110,7 +114,7 @@ def compared(found: pd.DataFrame, contrasts: list[Contrast]) -> pd.DataFrame:
                 "mean of the second": other.mean(),
                 **dict(zip(("difference", "low", "high"), np.exp(values) if ratio else values)),
                 "ratio": ratio,
-                "p": test.pvalue,
+                "p": p,
             }
         )
     table = pd.DataFrame(rows)

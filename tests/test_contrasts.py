@@ -7,6 +7,7 @@ from scipy import stats
 
 from cldiff import load_curves
 from cldiff.contrasts import Contrast, best, compared, holm, outcomes, outcomes_by
+from cldiff.report.tables import contrasts_table
 
 
 def arms(**values) -> pd.DataFrame:
@@ -65,9 +66,18 @@ def test_fid_is_compared_as_a_ratio_and_bpd_as_a_difference_over_common_seeds():
     assert table.p.tolist() == pytest.approx(p) and table.holm.tolist() == pytest.approx(holm(p))
 
 
-def test_one_common_seed_is_one_line():
+def test_of_one_common_seed_there_is_the_difference_alone():
     found = arms(one={"fid": [2.0, 8.0, 3.0]}, two={"fid": [1.0, 2.0, 2.0]}).drop([("two", 1), ("one", 2)])
-    with pytest.raises(ValueError, match="^a: 1 seed of one and two; expected at least 2"):
+    table = compared(found, [Contrast("a", "one", "two", "fid")])
+    assert table.seeds.item() == 1 and table.difference.item() == pytest.approx(2)
+    assert table[["low", "high", "p", "holm"]].isna().all(axis=None)
+    row = contrasts_table(table).iloc[0]
+    assert (row.difference, row.p, row["p, Holm"]) == ("x 2.00", "", "")
+
+
+def test_no_common_seed_is_one_line():
+    found = arms(one={"fid": [2.0, 8.0, 3.0]}, two={"fid": [1.0, 2.0, 2.0]}).drop([("two", 1), ("one", 2), ("one", 0)])
+    with pytest.raises(ValueError, match="^a: one and two have no seed in common; expected"):
         compared(found, [Contrast("a", "one", "two", "fid")])
 
 

@@ -66,11 +66,12 @@ def contrasts_table(table: pd.DataFrame) -> pd.DataFrame:
             "first's mean": table["mean of the first"].map("{:.2f}".format),
             "second's mean": table["mean of the second"].map("{:.2f}".format),
             "difference": [
-                f"x {d:.2f} [{low:.2f}, {high:.2f}]" if ratio else f"{d:+.2f} [{low:+.2f}, {high:+.2f}]"
+                (f"x {d:.2f}" if ratio else f"{d:+.2f}")
+                + (f" [{low:{'' if ratio else '+'}.2f}, {high:{'' if ratio else '+'}.2f}]" if low == low else "")
                 for d, low, high, ratio in zip(table.difference, table.low, table.high, table.ratio)
             ],
-            "p": table.p.map("{:.3g}".format),
-            "p, Holm": table.holm.map("{:.3g}".format),
+            "p": ["" if p != p else f"{p:.3g}" for p in table.p],
+            "p, Holm": ["" if p != p else f"{p:.3g}" for p in table.holm],
         }
     )
 
