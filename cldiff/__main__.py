@@ -152,7 +152,6 @@ def parser() -> Parser:
         one.set_defaults(function=function)
         known = {
             "profile": dict(help="one that `python -m cldiff list` names"),
-            "[profile]": dict(nargs="?", help="without one, all are listed"),
             "target": dict(help="a file of the plan"),
             "dataset": dict(help="a name of cldiff.tasks.DATASETS"),
             "results": dict(type=Path, help="folder of results, for example results/small"),
@@ -167,10 +166,10 @@ def parser() -> Parser:
             "--data": dict(default="data", help="folder of data sets (default data)"),
         }
         for name in arguments:
-            one.add_argument(name.strip("[]"), **known[name])
+            one.add_argument(name, **known[name])
         return one
 
-    command(list_runs, "[profile]", "--seeds")
+    command(list_runs, "--seeds").add_argument("profile", nargs="?", help="without one, all are listed")
     command(plan, "profile", "--seeds", "--device", "--checkpoint")
     command(make, "profile", "target")
     command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data", "--cluster", "--shared")

@@ -195,7 +195,7 @@ def early_loss_stays(e: Evidence) -> Finding:
         f"t = {e.early}: {show(early, '+.0%')}; t = {e.late}: {show(late, '+.0%')}",
         {
             f"up by less than 25 % at t = {e.early}": less(early, 0.25),
-            f"by more than that and twice as much at t = {e.late}": less(np.maximum(0.25, 2 * early), late),
+            f"up by over 25 % and twice the early rise at t = {e.late}": less(np.maximum(0.25, 2 * early), late),
         },
     )
 
@@ -243,10 +243,10 @@ def findings_table(evidence: Evidence) -> tuple[pd.DataFrame, str]:
         ]
     )
     chance = f": that {CHANCE[evidence.seeds]}" if evidence.seeds in CHANCE else ""
-    about = "onditions on curves and on means over old tasks"
-    noise = f"C{about} ask that the interval over {evidence.seeds} seeds agrees{chance}"
+    about = "conditions on curves and on means over old tasks"
+    noise = f"{about.capitalize()} ask that the interval over {evidence.seeds} seeds agrees{chance}"
     if evidence.seeds == 1:
-        noise = f"With one seed, noise over seeds is not known: c{about} are compared without any"
+        noise = f"With one seed, noise over seeds is not known: {about} are compared without any"
     note = (
         f"{evidence.steps} steps per task. A finding holds if all its conditions do, in part if some do; their "
         f"thresholds are ours. {noise}."
