@@ -17,6 +17,7 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from multiprocessing import get_context
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import tiny
 from distributed import Client
@@ -209,10 +210,10 @@ def test_with_a_shared_folder_another_worker_continues_where_a_killed_one_was(da
 
 @pytest.mark.slow
 def test_when_the_scheduler_is_killed_the_same_command_continues(dask, alone, tmp_path):
-    out, asked = tmp_path / "out", runs("smoke")
-    dask.schedule()
-    dask.work(), dask.work()
-    process = dask.start(command(dask.address, out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
+    out, asked = tmp_path / "out", [run for run in runs("smoke") if run.method == "replay"]
+    words = command(dask.address, out, "smoke", "--only", "digits-replay")
+    dask.schedule().work()
+    process = dask.start(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT)
     first = until(lambda: list(out.glob("*/result.json")))[0]
     written = first.stat().st_mtime_ns
     dask.scheduler.kill()
@@ -221,13 +222,12 @@ def test_when_the_scheduler_is_killed_the_same_command_continues(dask, alone, tm
     one_error(
         subprocess.CompletedProcess([], process.returncode, output, errors),
         "the connection to the scheduler was lost: ",
-        " of 5 runs are left",
+        "1 of 2 runs are left",
     )
-    one_error(go(command(dask.address, out)), f"no scheduler at {dask.address}")
-    dask.schedule()
-    dask.work(), dask.work()
-    done = go(command(dask.address, out))
-    assert done.returncode == 0 and done.stdout.endswith("0 of 5 runs are left\n"), done.stderr
+    one_error(go(words), f"no scheduler at {dask.address}")
+    dask.schedule().work()
+    done = go(words)
+    assert done.returncode == 0 and done.stdout.endswith("0 of 2 runs are left\n"), done.stderr
     assert first.stat().st_mtime_ns == written
     same_results(asked, alone(asked), out)
 
@@ -582,7 +582,7 @@ from cldiff.cluster import _local
 
 if __name__ == "__main__":
     with _local("cpu") as local, Client(local) as client:
-        assert set(client.nthreads().values()) == {1} and len(client.nthreads()) == psutil.cpu_count()
+        assert set(client.nthreads().values()) == {1} and len(client.nthreads()) == len(psutil.Process().cpu_affinity())
         assert set(client.run(torch.get_num_threads).values()) == {1}
         me = psutil.Process()
         found = [c.laddr.ip for p in (me, *me.children(recursive=True)) for c in p.net_connections() if c.status == "LISTEN"]
@@ -596,8 +596,9 @@ def test_a_local_cluster_listens_on_loopback_alone_and_shares_out_the_cores(tmp_
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "OMP_NUM_THREADS"}
     words = [sys.executable, str(tmp_path / "listeners.py")]
     done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
     number, *found = done.stdout.split()
-    assert int(number) >= 4 and found == ["127.0.0.1"], done.stderr
+    assert int(number) >= 4 and found == ["127.0.0.1"]
 
 
 @pytest.mark.slow
@@ -620,10 +621,14 @@ def test_with_tls_a_command_without_a_certificate_is_refused(dask, tmp_path):
 
 
 @pytest.mark.slow
-def test_make_paper_on_a_local_cluster_draws_what_one_process_would(alone, tmp_path):
+def test_make_paper_on_a_local_cluster_makes_what_one_process_would(alone, tmp_path):
     for name in ("Makefile", "pyproject.toml", "notebooks"):
         source = TESTS.parent / name
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copy2(source, tmp_path / name)
+    for path in (tmp_path / "notebooks").glob("*.ipynb"):  # what they draw of results is test_notebooks.py's
+        book = nbformat.read(path, 4)
+        book.cells = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+        nbformat.write(book, path)
     installed = tmp_path / "venv"  # that of these tests, as one into which everything is installed
     installed.mkdir()
     for path in Path(sys.prefix).iterdir():

@@ -101,17 +101,18 @@ def command(out: Path, *words: str) -> list[str]:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_leaves_the_same_results(tmp_path):
-    """Processes, and what is on the disk when they are killed. The smoke profile takes 20 to 40 seconds."""
-    assert subprocess.run(command(tmp_path / "whole"), capture_output=True).returncode == 0
+    """Processes, and what is on the disk when they are killed. Two runs take 10 to 20 seconds."""
+    whole, killed = (command(tmp_path / name, "--only", "digits-replay") for name in ("whole", "killed"))
+    assert subprocess.run(whole, capture_output=True).returncode == 0
     moments = random.Random(0)
-    for _ in range(4):
-        process = subprocess.Popen(command(tmp_path / "killed"), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        time.sleep(moments.uniform(4, 12))
+    for _ in range(3):
+        process = subprocess.Popen(killed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        time.sleep(moments.uniform(4, 9))
         process.kill()
         process.wait()
-    done = subprocess.run(command(tmp_path / "killed"), capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "0 of 5 runs are left\n"
-    for run in runs("smoke"):
+    done = subprocess.run(killed, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "0 of 2 runs are left\n"
+    for run in (run for run in runs("smoke") if run.method == "replay"):
         assert contents(tmp_path / "whole" / run.name) == contents(tmp_path / "killed" / run.name)
 
 
@@ -138,17 +139,7 @@ def test_a_budget_without_a_unit_or_a_number_is_refused(text):
         seconds(text)
 
 
-def test_bad_words_are_one_line(tmp_path):
-    for words, message in (
-        (["--budget", "9"], "budget '9': expected"),
-        (["--budgt", "9m"], "--budgt"),
-        (["--out", "/proc/nowhere"], "/proc/nowhere"),
-    ):
-        done = subprocess.run(command(tmp_path / "out", *words), capture_output=True, text=True)
-        assert done.returncode == 1 and message in done.stderr and len(done.stderr.strip().splitlines()) == 1
-
-
-def test_the_runs_are_those_of_the_plan(tmp_path):
+def test_the_runs_are_those_of_the_plan():
     assert [dataclasses.asdict(run) for run in runs("smoke")] == [
         {
             k: tuple(v) if isinstance(v, list) else v

@@ -150,7 +150,7 @@ def test_every_method_runs_on_it(dataset, tmp_path, monkeypatch, offline):
     trained_here(monkeypatch, dataset, tmp_path)
     for method in METHODS:
         own = {"images": 2} if "images" in METHODS[method].Options.names() else {}
-        run = tiny(method, dataset=dataset, steps=1, attention=14, bound_images=2, curve_images=2, options=own)
+        run = tiny(method, dataset=dataset, steps=1, patch=4, bound_images=2, curve_images=2, options=own)
         assert make_run(run, tmp_path / "results" / run.name, tmp_path, device="cpu")
     scores = load_scores(tmp_path / "results", dataset)
     assert set(scores.method) == set(METHODS) and set(scores.after_task.dropna()) == {1, 2, 3, 4, 5}

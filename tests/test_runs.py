@@ -201,21 +201,11 @@ def test_run_notebook_has_every_parameter_of_a_run():
     assert names == ["results", "data", "device", "checkpoint_seconds", *Run.names()]
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (
-            ["digitz"],
-            f"error: unknown profile 'digitz'; known: {', '.join(PROFILES)}",
-        ),
-        (["smoke", "--seeds", "0"], "error: seeds=0: expected at least 1"),
-        (["smoke", "--seeds", "two"], "error: argument --seeds: invalid int value: 'two'"),
-        (["smoke", "--device", "tpu"], "error: unknown device 'tpu'; known: auto, cpu, cuda"),
-    ],
-)
-def test_command_line_says_what_is_wrong(words, message):
-    done = subprocess.run([sys.executable, "-m", "cldiff", "plan", *words], capture_output=True, text=True)
-    assert done.returncode != 0 and done.stderr.strip() == message and not done.stdout
+def test_command_line_says_what_is_wrong():
+    """In a process of its own; what else may be wrong: test_bad_input.py."""
+    done = subprocess.run([sys.executable, "-m", "cldiff", "plan", "digitz"], capture_output=True, text=True)
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr == f"error: unknown profile 'digitz'; known: {', '.join(PROFILES)}\n"
 
 
 def test_write_is_all_or_nothing(tmp_path):

@@ -229,8 +229,8 @@ def test_methods_share_the_first_task_and_what_was_measured_in_it(three, tmp_pat
 
 def test_another_seed_trains_its_own_first_task(three, tmp_path):
     for seed in (0, 1):
-        step = next(train(tiny(seed=seed, steps=1), three, tmp_path / str(seed)))
-        assert (step.task, step.step) == (0, 1)
+        steps = list(train(tiny(seed=seed, steps=1), three, tmp_path / str(seed)))
+        assert (steps[0].task, steps[0].step) == (0, 1)
 
 
 def test_a_checkpoint_between_tasks_is_half_of_one_inside_a_task(three, tmp_path):
@@ -441,12 +441,9 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "how",
-    (
-        pytest.param(dict(dropout=0.0), id="float32"),
-        pytest.param(dict(dropout=0.1, precision="bfloat16"), id="bfloat16", marks=pytest.mark.slow),
-    ),
+    "how", (dict(dropout=0.0), dict(dropout=0.1, precision="bfloat16")), ids=("float32", "bfloat16")
 )
 def test_compiled_training_takes_three_graphs_and_continues_bit_for_bit(how, three, tmp_path, monkeypatch):
     """Three graphs: the step without and with replay, the average in one shape. Without code for the machine, which would
@@ -474,6 +471,7 @@ def test_compiled_training_takes_three_graphs_and_continues_bit_for_bit(how, thr
     assert same(weights(resumed.learner), weights(learner))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not which("g++"), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_step_is_the_eager_one(three):
     """With code for this machine."""

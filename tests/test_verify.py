@@ -1,6 +1,7 @@
 """`make verify`: fresh samples from published weights against published scores."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import torch
 from conftest import tiny
 
 from cldiff import Measurer
+from cldiff.__main__ import main
 from cldiff.errors import Problem
 from cldiff.files import file_sha256, save_tensors
 from cldiff.results import WEIGHTS, ResultError
@@ -28,10 +30,6 @@ def published(digits, tmp_path_factory):
         measure(step)
     measure.save(folder, step.learner)
     return folder
-
-
-def command(folder) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "cldiff", "verify", str(folder)], capture_output=True, text=True)
 
 
 def test_fresh_samples_agree_with_the_scores_and_are_not_the_published_ones(published):
@@ -106,34 +104,33 @@ def test_a_file_that_is_whole_and_holds_no_network_is_named(content, tmp_path):
         load_unet(tmp_path / WEIGHTS)
 
 
-def test_other_weights_do_not_pass(copy):
+def test_other_weights_do_not_pass(copy, monkeypatch):
     net = load_unet(copy / WEIGHTS)
     for p in net.parameters():
         torch.nn.init.zeros_(p)
     save_unet(copy / WEIGHTS, net, net.arguments)
-    done = command(copy.parent)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "standard errors, more than" in done.stderr
+    monkeypatch.setattr(sys, "argv", ["cldiff", "verify", str(copy.parent)])
+    with pytest.raises(SystemExit, match="^error: .* standard errors, more than"):
+        main()
 
 
 def test_command_passes_and_shows_its_table(published):
-    done = command(published.parent)
+    words = [sys.executable, "-m", "cldiff", "verify", str(published.parent)]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert published.name in done.stdout and "every difference is at most" in done.stdout
 
 
-def test_damaged_or_missing_weights_are_one_line(copy):
+def test_damaged_or_missing_weights_are_one_line(copy, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cldiff", "verify", str(copy.parent)])
     content = bytearray((copy / WEIGHTS).read_bytes())
     content[1000] ^= 1
     (copy / WEIGHTS).write_bytes(content)
-    done = command(copy.parent)
-    assert done.returncode == 1 and done.stderr == f"error: {copy / WEIGHTS} is damaged\n"
+    with pytest.raises(SystemExit, match=f"^error: {re.escape(str(copy / WEIGHTS))} is damaged$"):
+        main()
     (copy / WEIGHTS).unlink()
-    done = command(copy.parent)
-    assert (
-        done.returncode == 1
-        and done.stderr.startswith("error: no weights.pt in the folders of ")
-        and done.stderr.count("\n") == 1
-    )
+    with pytest.raises(SystemExit, match="^error: no weights.pt in the folders of [^\n]*$"):
+        main()
 
 
 def test_a_network_of_another_size_is_named(copy):
