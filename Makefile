@@ -71,16 +71,12 @@ $(VENV)/.installed: pyproject.toml
 
 setup-test: $(VENV)/.installed-test
 
-$(VENV)/.installed-test: $(VENV)/.installed
-	$(INSTALL) '.[test]'
+$(addprefix $(VENV)/.installed-,test cluster bench): $(VENV)/.installed-%: $(VENV)/.installed
+	$(INSTALL) '.[$*]'
 	@touch $@
 
 # The extra `cluster`, only where it is asked for.
 setup-cluster: $(VENV)/.installed-cluster
-
-$(VENV)/.installed-cluster: $(VENV)/.installed
-	$(INSTALL) '.[cluster]'
-	@touch $@
 
 # With CLUSTER its workers make the runs, and this machine draws: their first tasks and results are then files that are there.
 paper: setup $(if $(CLUSTER),setup-cluster)
@@ -146,10 +142,6 @@ verify: setup
 	@env -u OMP_NUM_THREADS $(BIN)/python -m cldiff verify results/$(PROFILE)
 
 setup-bench: $(VENV)/.installed-bench
-
-$(VENV)/.installed-bench: $(VENV)/.installed
-	$(INSTALL) '.[bench]'
-	@touch $@
 
 # All cores, and the profile that fits the machine unless PROFILE is given.
 bench: setup-bench

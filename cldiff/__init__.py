@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .diffusion import Diffusion
     from .measure import Measurer
     from .methods import METHODS
-    from .metrics import METRICS, frechet_distance
+    from .metrics import METRICS
     from .results import load_bootstrap, load_curves, load_scores
     from .run import Run
     from .stats import average, forgetting
@@ -31,7 +31,6 @@ _HOME = {
     "UNet": "unet",
     "average": "stats",
     "forgetting": "stats",
-    "frechet_distance": "metrics",
     "load_bootstrap": "results",
     "load_curves": "results",
     "load_scores": "results",

@@ -141,7 +141,7 @@ def run_all(
             expect(submit(make, run, first), is_made, [run])
 
     def is_made(runs: list[Run], future) -> None:
-        expect(disk.submit(_keep, *runs, out / runs[0].name, future), is_kept, runs)
+        expect(disk.submit(_keep, runs[0], out / runs[0].name, future), is_kept, runs)
 
     def is_kept(runs: list[Run], future) -> None:
         bar.update()

@@ -56,13 +56,14 @@ def load_lenet(dataset: str, device: str | torch.device = "cpu", folder: Path = 
     """The LeNet of a data set, 84 features. Raises FeatureError if its file is missing or damaged."""
     path = folder / f"{dataset}.pt"
     try:
-        if f"{file_sha256(path)}  {path.name}\n" not in (folder / SUMS).read_text():
+        found = file_sha256(path)
+        if f"{found}  {path.name}\n" not in (folder / SUMS).read_text():
             raise ValueError(f"not the file that {SUMS} lists")
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net = LeNet(saved["size"], saved["colours"], len(saved["net"]["last.bias"]))
         net.load_state_dict(saved["net"])
         net = net.to(device, memory_format=torch.channels_last).eval()  # twice as fast on a CPU
-        return Extractor("lenet", file_sha256(path), saved["accuracy"], partial(extract, net))
+        return Extractor("lenet", found, saved["accuracy"], partial(extract, net))
     except FileNotFoundError:
         raise FeatureError(f"{path} is missing: `python -m cldiff features {dataset}` trains it") from None
     except Exception as error:
@@ -110,7 +111,7 @@ def extract(net: LeNet, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def inception_features(net: nn.Module, images: Tensor, batch_size: int = 100) -> Tensor:
+def inception_features(net: nn.Module, images: Tensor) -> Tensor:
     """(N, 2048) of images uint8 (N, C, H, W), grey (C = 1) or RGB (C = 3), on the CPU. Raises FeatureError for
     others."""
     from cleanfid.resize import build_resizer
@@ -118,7 +119,7 @@ def inception_features(net: nn.Module, images: Tensor, batch_size: int = 100) ->
     if images.shape[1] not in (1, 3):
         raise FeatureError(f"Inception takes grey or RGB images, not {images.shape[1]} colours: use inception=False")
     resize, device, features = build_resizer("clean"), next(net.parameters()).device, []
-    for part in images.split(batch_size):
+    for part in images.split(100):
         # clean-fid resizes the channels of a picture one by one: three grey images travel as one picture.
         planes = part.flatten(0, 1)
         planes = F.pad(planes, (0, 0, 0, 0, 0, -len(planes) % 3)).unflatten(0, (-1, 3)).permute(0, 2, 3, 1)
@@ -155,20 +156,17 @@ def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) ->
         raise FeatureError(f"{error}: delete it, it is made again") from None
 
 
-def train_lenet(tasks: list[Task], epochs: int, device: str | torch.device = "cpu") -> LeNet:
+def train_lenet(tasks: list[Task], epochs: int) -> LeNet:
     """Adam with a one-cycle learning rate on the training splits; epochs fixed, nothing chosen on test images."""
-    train = Split(
-        torch.cat([task.train.images for task in tasks]).to(device),
-        torch.cat([task.train.labels for task in tasks]).to(device),
-    )
-    with torch.random.fork_rng([device] if torch.device(device).type == "cuda" else []):
+    train = Split(torch.cat([task.train.images for task in tasks]), torch.cat([task.train.labels for task in tasks]))
+    with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        net = LeNet(train.images.shape[-1], train.images.shape[1], int(train.labels.max()) + 1).to(device).train()
+        net = LeNet(train.images.shape[-1], train.images.shape[1], int(train.labels.max()) + 1).train()
         steps = epochs * (len(train) // BATCH)
         optimizer = torch.optim.Adam(net.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
         for _ in range(epochs):
-            order = torch.randperm(len(train), device=device)
+            order = torch.randperm(len(train))
             for index in order[: len(train) // BATCH * BATCH].split(BATCH):
                 part = train[index]
                 optimizer.zero_grad()

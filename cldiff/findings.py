@@ -12,7 +12,7 @@ import pandas as pd
 
 from .rows import STUDY, Row
 from .stats import Difference, compare, paired_difference, result_matrix, summarise, summarise_replicates
-from .study import row_run
+from .study import labels_of, row_run
 
 FINETUNING, L2 = (row_run(Row(method)).label for method in ("finetune", "l2"))
 REPLAY, LIGHT = (row_run(Row("replay", weight)).label for weight in (1.0, 0.01))
@@ -21,7 +21,7 @@ CHANCE = {  # what an interval over so many seeds asks for
     2: "both agree in sign, which chance alone does one time in two",
     3: "all agree in sign, which chance alone does one time in four",
 }
-STUDIED = [row_run(row).label for row in STUDY]  # what other methods do is not asked
+STUDIED = labels_of(STUDY)  # what other methods do is not asked
 
 
 class Finding(NamedTuple):

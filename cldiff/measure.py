@@ -108,12 +108,11 @@ class Measurer:
             samples = to_uint8(learner.sample(task.index, run.samples, run.sample_steps, run.eta, "samples")).cpu()
             shown.append(samples[:SHOWN])
             replicates = {}
+            resampled = last or task.index == after  # what average and forgetting are made of
             for extractor in self.extractors:
                 drawn = Drawn(*extractor.extract(samples), task, self.tasks[after])
                 self._of_samples(learner, drawn, extractor.name, row, last)
-                if drawn.classes is not None and (
-                    last or task.index == after
-                ):  # what average and forgetting are made of
+                if drawn.classes is not None and resampled:
                     replicates |= self._resampled(drawn, extractor.name)
             kept = buffer(learner, task.index).images
             learner.record["scores"] += [
@@ -130,7 +129,7 @@ class Measurer:
                 if len(kept) > 1
             ]
             replicates |= self._of_images(learner, task, row)
-            if last or task.index == after:
+            if resampled:
                 learner.record["bootstrap"] += [
                     {**row, "metric": metric, **{f"replicate{k}": v for k, v in enumerate(values)}}
                     for metric, values in replicates.items()

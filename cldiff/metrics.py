@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
-
-import numpy as np
 
 from .diffusion import VARIANCES, Diffusion, Model
 from .lazy import no_grad, torch
@@ -18,22 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REPLICATES = 50  # of each score, over resampled images
-
-
-def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """Squared Fréchet distance of two Gaussians (Heusel et al. 2017, eq. 6), by clean-fid.
-
-    mean: (F,), cov: (F, F), float64, F of at least 2.
-    """
-    from cleanfid.fid import frechet_distance as clean_fid
-
-    with warnings.catch_warnings():  # SciPy warns of clean-fid's call, and of features that never fire; both do no harm
-        warnings.simplefilter("ignore")
-        return float(
-            clean_fid(
-                np.asarray(mean1, float), np.asarray(cov1, float), np.asarray(mean2, float), np.asarray(cov2, float)
-            )
-        )
 
 
 class Gaussian(NamedTuple):
@@ -51,9 +32,9 @@ class Gaussian(NamedTuple):
 def fid(features1: Tensor | Gaussian, features2: Tensor | Gaussian) -> float:
     """Fréchet distance between the Gaussians fitted to two sets of features, (N, F) and (M, F), in float64.
 
-    Equal to frechet_distance of their means and covariances, without the square root of a matrix, which takes minutes
-    where F is 2,048: with RᵀR and SᵀS the covariances, the trace of (RᵀR SᵀS)^(1/2) is the sum of R Sᵀ's singular
-    values. What is compared often is given fitted.
+    Heusel et al. 2017, eq. 6, without the square root of a matrix, which takes minutes where F is 2,048: with RᵀR and
+    SᵀS the covariances, the trace of (RᵀR SᵀS)^(1/2) is the sum of R Sᵀ's singular values. What is compared often is
+    given fitted.
     """
     (mean1, root1), (mean2, root2) = (x if isinstance(x, Gaussian) else Gaussian.of(x) for x in (features1, features2))
     common = torch.linalg.svdvals(root1 @ root2.T).sum()

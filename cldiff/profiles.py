@@ -23,7 +23,7 @@ FIGURES = (
 class Profile:
     """datasets: by name, what differs there from `settings`, which differ from Run's defaults. sweep: the profile that
     chose the weights of rows without one; None: methods' defaults. figures: the notebooks that show its results.
-    published: whether git keeps results and figures. first_seed: above 0 for an experiment on seeds that an earlier one
+    published: whether git keeps results. first_seed: above 0 for an experiment on seeds that an earlier one
     did not see."""
 
     help: str

@@ -20,7 +20,7 @@ from .files import file_sha256, is_whole, load_tensors, write_atomically
 from .lazy import torch
 from .rows import Row
 from .run import PROTOCOL, Run
-from .study import row_run
+from .study import labels_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,14 +92,14 @@ def load_results(
     in more than method, weight and seed: their numbers do not belong into one table.
     """
     found = {path.parent: read_result(path.parent) for path in sorted(Path(results).glob("*/result.json"))}
-    labels = None if rows is None else {row_run(row).label for row in rows}
+    wanted = None if rows is None else labels_of(rows)
     if unknown := ", ".join(settings.keys() - Run.names()):
         raise ValueError(f"unknown setting {unknown}: expected parameters of Run")
 
     def asked(run: Run) -> bool:
         return (
             dataset in (None, run.dataset)
-            and (labels is None or run.label in labels)
+            and (wanted is None or run.label in wanted)
             and all(getattr(run, name) == value for name, value in settings.items())
         )
 

@@ -1,6 +1,7 @@
 """The runs of a profile, and the weights that sweeps chose. Nothing here reads results or runs."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from .files import write_atomically
@@ -9,14 +10,18 @@ from .profiles import PROFILES, Profile
 from .rows import Row
 from .run import Run
 
-CHOSEN = (
-    Path(__file__).parent / "chosen.json"
-)  # {sweep: {data set: {method: weight}}}, written by `python -m cldiff accept`
+# {sweep: {data set: {method: weight}}}, written by `python -m cldiff accept`.
+CHOSEN = Path(__file__).parent / "chosen.json"
 
 
 def row_run(row: Row, **settings) -> Run:
     """The run of a row: its label names the row everywhere."""
     return Run(method=row.method, weight=row.weight, options=row.options, **{**settings, **row.settings})
+
+
+def labels_of(rows: Iterable[Row]) -> list[str]:
+    """Of the rows, each once: a default weight may be another row's."""
+    return list(dict.fromkeys(row_run(row).label for row in rows))
 
 
 def chosen(sweep: str, dataset: str, method: str) -> float:

@@ -71,27 +71,26 @@ STDS = np.array([1.0, 2.0, 0.1]), np.array([3.0, 0.5, 0.2])
 DISTANCE = 1 + 9 + 4 + 2.25 + 0.01
 
 
+def gaussian(mean, std, rotation) -> metrics.Gaussian:
+    """Of independent parts with these deviations, rotated."""
+    mean, std, rotation = (torch.as_tensor(x, dtype=torch.float64) for x in (mean, std, rotation))
+    return metrics.Gaussian(rotation @ mean, std.diag() @ rotation.T)
+
+
 def test_distance_of_gaussians_that_differ_in_one_dimension():
-    found = metrics.frechet_distance([1.0, 7.0], np.diag([4.0, 1.0]), [4.0, 7.0], np.diag([0.25, 1.0]))
-    assert found == pytest.approx(9 + 1.5**2)
+    one, other = gaussian([1.0, 7.0], [2.0, 1.0], np.eye(2)), gaussian([4.0, 7.0], [0.5, 1.0], np.eye(2))
+    assert metrics.fid(one, other) == pytest.approx(9 + 1.5**2)
 
 
-def test_distance_of_gaussians_with_diagonal_covariance():
-    covariances = [np.diag(std**2) for std in STDS]
-    found = metrics.frechet_distance(MEANS[0], covariances[0], MEANS[1], covariances[1])
-    assert found == pytest.approx(DISTANCE, rel=1e-9)
-
-
-def test_distance_of_gaussians_does_not_change_by_rotation():
-    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))
-    covariances = [rotation @ np.diag(std**2) @ rotation.T for std in STDS]
-    found = metrics.frechet_distance(rotation @ MEANS[0], covariances[0], rotation @ MEANS[1], covariances[1])
+@pytest.mark.parametrize("rotation", [np.eye(3), np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]])
+def test_distance_of_gaussians_is_that_of_their_parts_however_rotated(rotation):
+    found = metrics.fid(*(gaussian(mean, std, rotation) for mean, std in zip(MEANS, STDS)))
     assert found == pytest.approx(DISTANCE, rel=1e-9)
 
 
 def test_distance_of_a_gaussian_to_itself_is_zero():
-    covariance = np.cov(features(100).numpy(), rowvar=False)
-    assert metrics.frechet_distance(np.ones(6), covariance, np.ones(6), covariance) == pytest.approx(0, abs=1e-6)
+    one = metrics.Gaussian.of(features(100))
+    assert metrics.fid(one, one) == pytest.approx(0, abs=1e-6)
 
 
 # FID
@@ -105,12 +104,15 @@ def test_fid_of_few_images_divides_variances_by_one_less_than_their_number():
 @pytest.mark.parametrize("n, m, width", [(300, 200, 6), (300, 20, 84), (20, 30, 84), (500, 400, 84)])
 def test_fid_is_that_of_clean_fid_and_of_torch_fidelity(n, m, width):
     """Also where there are fewer images than features, so that covariances are singular."""
+    from cleanfid.fid import frechet_distance
     from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
     x, y = features(n, width), features(m, width, seed=1).relu()
     statistics = [fid_features_to_statistics(z.double()) for z in (x, y)]
     theirs = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
-    clean = metrics.frechet_distance(*(part for s in statistics for part in (s["mu"], s["sigma"])))
+    with warnings.catch_warnings():  # SciPy's, of clean-fid's call
+        warnings.simplefilter("ignore")
+        clean = frechet_distance(*(part for s in statistics for part in (s["mu"], s["sigma"])))
     assert metrics.fid(x, y) == pytest.approx(theirs, rel=1e-6)
     # clean-fid takes the root of a singular matrix less exactly
     assert metrics.fid(x, y) == pytest.approx(clean, rel=1e-6 if min(n, m) > width else 1e-4)

@@ -60,7 +60,9 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_code_is_python(path):
-    for text in code(path):
+    texts = code(path)
+    assert texts or path.stem not in ("run", "extending")  # or none is found at all
+    for text in texts:
         ast.parse(textwrap.dedent(text))
 
 

@@ -76,7 +76,7 @@ class EWC(Method):
         self.state = {"anchor": vector(learner).detach(), "importance": found}
 
     def penalty(self, learner: Learner) -> Tensor | None:
-        if not self.state or self.weight == 0:
+        if not self.state:
             return None
         return self.weight / 2 * distance(learner, **self.state)
 
@@ -120,7 +120,7 @@ class Rank1EWC(Method):
         self.state = {"anchor": here, "rows": torch.cat(rows), "moved": torch.cat(moved)}
 
     def penalty(self, learner: Learner) -> Tensor | None:
-        if not self.state or self.weight == 0:
+        if not self.state:
             return None
         s = self.state
         return self.weight / 2 * (s["moved"] + s["rows"] @ (vector(learner) - s["anchor"])).square().sum()

@@ -40,17 +40,17 @@ class SI(Method):
             self.state = {"anchor": self.before, "importance": nothing, "work": nothing.clone()}
 
     def after_step(self, learner: Learner) -> None:
-        if self.weight != 0:
+        if self.state:
             self.state["work"] -= self.gradient * (vector(learner).detach() - self.before)
 
     def start_task(self, learner: Learner) -> None:
-        if not self.state:  # no step was made
+        if not self.state:  # of weight 0, or no step was made
             return
         here, s = vector(learner).detach(), self.state
         found = s["work"].clamp(min=0) / ((here - s["anchor"]).square() + self.options.xi)
         self.state = {"anchor": here, "importance": s["importance"] + found, "work": torch.zeros_like(here)}
 
     def penalty(self, learner: Learner) -> Tensor | None:
-        if not self.state or learner.task == 0 or self.weight == 0:
+        if not self.state or learner.task == 0:
             return None
         return self.weight * distance(learner, self.state["anchor"], self.state["importance"])

@@ -13,10 +13,10 @@ from PIL import Image
 from ..files import write_atomically
 from ..results import load_results
 from ..rows import STUDY
-from ..study import row_run
+from ..study import labels_of
 
 PAGE = 7.2  # width of a page, inches
-ORDER = [row_run(row).label for row in STUDY]
+ORDER = labels_of(STUDY)
 
 
 def use_style() -> None:
