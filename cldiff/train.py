@@ -87,7 +87,6 @@ def train(
     tasks: list[Task],
     folder: Path | str | None = None,
     device: str | torch.device = "cpu",
-    checkpoint_steps: int = 1000,
     checkpoint_seconds: float = 300,
     cancelled: Callable[[], bool] = lambda: False,
     first_task_only: bool = False,
@@ -96,7 +95,7 @@ def train(
     """Builds the network of a run at once, which says what does not fit, and returns a generator that trains it and
     yields after each optimiser step; the caller measures, draws and stops as it likes.
 
-    folder: where checkpoints are kept, after so many steps or seconds and between two tasks, once the caller has
+    folder: where checkpoints are kept, after so many seconds and between two tasks, once the caller has
     measured the step; a run that finds one continues from there, to the same result bit for bit. What belongs to the
     first task is kept beside the run folders, for all methods to share. Without a folder nothing is kept. Where another
     process trains the first task, this one waits for it and asks `cancelled` once a second; if that is so, it raises
@@ -107,13 +106,13 @@ def train(
         torch.use_deterministic_algorithms(True)
     with one_line_errors(run, device):
         learner = Learner(run, tasks, device, start)
-    return _tasks(learner, folder, (checkpoint_steps, checkpoint_seconds), cancelled, first_task_only)
+    return _tasks(learner, folder, checkpoint_seconds, cancelled, first_task_only)
 
 
 def _tasks(
     learner: Learner,
     folder: Path | str | None,
-    every: tuple[int, float],
+    checkpoint_seconds: float,
     cancelled: Callable[[], bool],
     first_task_only: bool,
 ) -> Iterator[Step]:
@@ -126,13 +125,13 @@ def _tasks(
             with _acquired(first.with_suffix(".lock"), cancelled):  # runs that start together: one trains it
                 if not learner.load(first):
                     learner.load(begun)
-                    yield from _steps(learner, begun, *every)
+                    yield from _steps(learner, begun, checkpoint_seconds)
                     learner.save(first)
                     for left in (begun, before(begun)):
                         left.unlink(missing_ok=True)
             learner.load(first)
         while not first_task_only:
-            yield from _steps(learner, path, *every)
+            yield from _steps(learner, path, checkpoint_seconds)
             if learner.task == len(learner.tasks) - 1:
                 return
             if path and learner.task > 0:
@@ -169,7 +168,7 @@ def _counted(learner: Learner) -> Iterator[None]:
     learner.seconds["train"] += time.perf_counter() - start
 
 
-def _steps(learner: Learner, path: Path | None, checkpoint_steps: int, checkpoint_seconds: float) -> Iterator[Step]:
+def _steps(learner: Learner, path: Path | None, checkpoint_seconds: float) -> Iterator[Step]:
     """What is left of the current task."""
     learner.checkpoint, saved = path, time.monotonic()
     while learner.step < learner.run.steps:
@@ -183,7 +182,7 @@ def _steps(learner: Learner, path: Path | None, checkpoint_steps: int, checkpoin
                 "shares_first_task = False"
             )
         yield Step(learner.task, learner.step, loss, learner)
-        due = learner.step % checkpoint_steps == 0 or time.monotonic() - saved > checkpoint_seconds
+        due = time.monotonic() - saved > checkpoint_seconds
         if path and due and learner.step < learner.run.steps:
             learner.check(loss)
             learner.save(path)

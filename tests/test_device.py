@@ -58,7 +58,7 @@ def test_a_run_that_continues_from_a_file_has_all_its_tensors_on_the_gpu(method,
     with gpu():
         for step in train(run, three[:2], device="cuda"):
             expected = weights(step.learner)
-        for step in train(run, three[:2], folder, "cuda", checkpoint_steps=1):
+        for step in train(run, three[:2], folder, "cuda", checkpoint_seconds=0):
             if step.total == 5:
                 break
         assert (folder / CHECKPOINT).exists()
