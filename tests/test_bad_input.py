@@ -125,6 +125,7 @@ def test_bad_parameters_of_a_run(values, message):
 def test_bad_words_on_the_command_line(words, message, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cldiff", *words])
+    monkeypatch.setattr(work.signal, "signal", lambda *_: None)  # that of the tests stays
     with pytest.raises(SystemExit) as stop:
         __main__.main()
     assert (

@@ -34,6 +34,8 @@ from cldiff.study import row_run, runs
 from cldiff.tasks import sequence
 from cldiff.work import make_run
 
+matplotlib.use("agg")  # no windows
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -54,8 +56,10 @@ NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if path
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess:
     """In strange surroundings: a long TMPDIR, the C locale, no HOME, settings of pip and matplotlib."""
-    environment = {"PATH": os.environ["PATH"], "LANG": "C", "PIP_USER": "1", "MPLBACKEND": "TkAgg"}
-    environment |= {"TMPDIR": str(folder.parent / LONG), "PYTHONPATH": str(folder)}
+    gone = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "HOME", "LC_ALL")
+    environment = {name: value for name, value in os.environ.items() if name not in gone}
+    environment |= {"LANG": "C", "PIP_USER": "1", "MPLBACKEND": "TkAgg", "TMPDIR": str(folder.parent / LONG)}
+    environment["PYTHONPATH"] = str(folder)
     return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, env=environment)
 
 
@@ -84,6 +88,7 @@ def drawn(name: str, **words: str) -> None:
     names = {"display": display}
     with pytest.MonkeyPatch.context() as patch, matplotlib.rc_context():
         patch.chdir(ROOT / "notebooks")
+        patch.setenv("SOURCE_DATE_EPOCH", "1704067200")  # use_style() would leave it to other tests
         for cell in nbformat.read(f"{name}.ipynb", 4).cells:
             if cell.cell_type == "code":
                 exec(compile(cell.source, f"{name}.ipynb", "exec"), names)
