@@ -119,7 +119,7 @@ $(FIRST_TASKS) $(RUNS) $(FIGURES) $(PAPER) $(PAGE):
 
 # On a device that is named: what can be asked of a real one alone.
 test: setup-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(filter auto,$(DEVICE)),-n $(CORES) --dist loadfile -m "not slow",-q --device $(DEVICE) tests/test_gpu.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(filter auto,$(DEVICE)),-n $(CORES) --dist worksteal -m "not slow",-q --device $(DEVICE) tests/test_gpu.py)
 
 # The long ones alone may be asked for with SLOW="-m slow".
 test-all: setup-test
