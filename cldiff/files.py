@@ -99,7 +99,7 @@ def load_tensors(path: Path, device: object = "cpu") -> object:
     return tensors(path.read_bytes(), path, device)
 
 
-def vouched(content: bytes) -> bool:
+def intact(content: bytes) -> bool:
     """Whether it is as save_tensors() writes it."""
     return hashlib.sha256(content[32:]).digest() == content[:32]
 
@@ -108,7 +108,7 @@ def tensors(content: bytes, path: Path, device: object = "cpu") -> object:
     """load_tensors() of what was read from this file."""
     import torch
 
-    if not vouched(content):
+    if not intact(content):
         raise Damaged(f"{path} is damaged")
     try:
         return torch.load(io.BytesIO(content[32:]), map_location=device, weights_only=True)

@@ -15,7 +15,7 @@ import torch
 
 from . import __version__
 from .errors import Problem
-from .files import vouched, write_atomically
+from .files import intact, write_atomically
 from .results import FILES, WEIGHTS
 from .run import PROTOCOL, Run
 from .train import first_task_path
@@ -122,7 +122,8 @@ def checked(run: Run, files: object) -> dict[str, bytes]:
 
 
 def is_first_task(content: object) -> bool:
-    return type(content) is bytes and vouched(content)
+    """Whether it is the file of one, whole."""
+    return type(content) is bytes and intact(content)
 
 
 def one_line(error: BaseException) -> str:

@@ -114,6 +114,11 @@ PARAMETERS = [  # of a notebook
 ]
 
 
+def test_there_are_as_many_cases_as_is_promised():
+    """In docs/guarantees.md."""
+    assert len(RUNS) + len(WORDS) + len(PARAMETERS) > 60
+
+
 @pytest.mark.parametrize("values, message", RUNS, ids=lambda case: str(case)[:40])
 def test_bad_parameters_of_a_run(values, message):
     with pytest.raises((ValueError, TypeError)) as error:
