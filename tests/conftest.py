@@ -3,9 +3,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+import nbformat
 import pytest
 import torch
 from torch import nn
@@ -143,6 +145,14 @@ def with_noise_held_out(tasks: list) -> list:
         return Split(torch.randint(256, split.images.shape, generator=noise, dtype=torch.uint8), split.labels)
 
     return [dataclasses.replace(task, validation=ruined(task.validation), test=ruined(task.test)) for task in tasks]
+
+
+def without_code(notebooks: Iterable[Path]) -> None:
+    """Leaves of notebooks their parameters: what they draw takes seconds, and is tested elsewhere."""
+    for path in notebooks:
+        book = nbformat.read(path, 4)
+        book.cells = [cell for cell in book.cells if "parameters" in cell.metadata.get("tags", [])]
+        nbformat.write(book, path)
 
 
 def make_job(folder: Path, job: dict, **environment) -> subprocess.CompletedProcess:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from conftest import make_job
+from test_notebooks import drawn
 
 from cldiff.plan import jobs
-from cldiff.report.execute import execute
 from cldiff.study import runs
 from cldiff.tasks import DATASETS
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     "dataset, source, methods",
     [
-        ("mnist", "MNIST", {"finetune", "generative"}),
+        ("mnist", "MNIST", {"generative"}),
         ("fashion_mnist", "FashionMNIST", {"finetune"}),
     ],
 )
@@ -98,11 +98,7 @@ def test_a_run_with_inception_shows_both_extractors_and_without_its_weights_one_
         assert done.returncode == 0, done.stderr
         lines = [line for line in done.stderr.splitlines() if "Inception features" in line]
         assert len(lines) == (name == "without")
-        execute(
-            ROOT / "notebooks" / "table_protocols.ipynb",
-            tmp_path / f"table-{name}.ipynb",
-            {"dataset": "digits", "results": str(tmp_path / name), "figures": str(tmp_path / name)},
-        )
+        drawn("table_protocols", dataset="digits", results=str(tmp_path / name), figures=str(tmp_path / name))
         columns[name] = (tmp_path / name / "table_protocols-digits.md").read_text().splitlines()[0]
     assert "put NVIDIA's inception-2015-12-05.pt there" in lines[0] and str(tmp_path / "empty") in lines[0]
     assert "Inception FID" in columns["with"] and "Inception" not in columns["without"]
