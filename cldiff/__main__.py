@@ -34,6 +34,7 @@ def list_runs(words: argparse.Namespace) -> None:
 def plan(words: argparse.Namespace) -> None:
     """write make's plan of a profile; results that cannot be read are moved away"""
     from .plan import jobs, set_aside_damaged, write_plan
+    from .study import known_profile, results_folder, runs
     from .train import pick_device
 
     pick_device(words.device)
@@ -44,7 +45,8 @@ def plan(words: argparse.Namespace) -> None:
                 f"no {notebook} in this folder: expected that of a clone of the repository; "
                 f"`python -m cldiff run {words.profile}` needs no notebooks"
             )
-    set_aside_damaged(words.profile, words.seeds)
+    chosen = runs(words.profile, words.seeds)
+    set_aside_damaged(chosen, results_folder(words.profile), known_profile(words.profile).published)
     write_plan(words.profile, jobs(words.profile, words.seeds, words.device, words.checkpoint))
 
 
@@ -61,7 +63,8 @@ def make(words: argparse.Namespace) -> None:
 
 def run(words: argparse.Namespace) -> None:
     """make the runs of a profile that are not there yet, one after the other or on a cluster, without Jupyter"""
-    from .study import planned, results_folder, runs
+    from .plan import set_aside_damaged
+    from .study import known_profile, planned, results_folder, runs
     from .train import pick_device
     from .work import left, run_pending
 
@@ -69,12 +72,13 @@ def run(words: argparse.Namespace) -> None:
     if words.cluster and words.budget or words.shared and not words.cluster:
         raise ValueError("--budget is for one machine, --shared for --cluster: leave it out")
     budget = seconds(words.budget) if words.budget else math.inf
-    total = len(runs(words.profile, words.seeds, words.only))
-    if not total:
+    asked = runs(words.profile, words.seeds, words.only)
+    if not asked:
         raise ValueError(
             f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list {words.profile}` names them"
         )
-    out = words.out or results_folder(words.profile)
+    out, total = words.out or results_folder(words.profile), len(asked)
+    set_aside_damaged(asked, out, known_profile(words.profile).published)
     if words.cluster:
         from .cluster import run_on_dask
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from .files import write_atomically
-from .study import known_profile, planned, results_folder, runs
+from .run import Run
+from .study import known_profile, planned, results_folder
 
 PAPER = "paper.ipynb"  # made when all figures are there
 
@@ -66,18 +67,18 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
     return {**first, **found}
 
 
-def set_aside_damaged(profile: str, seeds: int = 1) -> None:
-    """Moves away the folder of each run whose results cannot be read, and names it: the run will be done again. Raises
-    ResultError instead where the results are published ones, which git brings back."""
+def set_aside_damaged(asked: list[Run], out: Path, published: bool) -> None:
+    """Moves away the folder in `out` of each run whose results cannot be read, and names it: the run will be made anew.
+    Raises ResultError instead where the results are published ones, which git brings back."""
     from .results import ResultError, read_result
 
-    for run in runs(profile, seeds):
-        folder = results_folder(profile) / run.name
+    for run in asked:
+        folder = out / run.name
         try:
             if (folder / "result.json").exists():
                 read_result(folder)
         except ResultError as error:
-            if known_profile(profile).published:
+            if published:
                 raise ResultError(
                     f"{error}; `git checkout -- {folder}` brings it back where it was published; to do the run again, "
                     "delete the folder"
@@ -106,7 +107,6 @@ def make_target(profile: str, target: str) -> None:
     """Makes one target of the plan. Raises KeyError if it is not in it."""
     job = json.loads(Path("results", profile, "jobs.json").read_text())[target]
     if job["kind"] == "first_task":
-        from .run import Run
         from .work import make_run, progress_bar
 
         run = Run(**job["run"])

@@ -17,8 +17,9 @@ import pandas as pd
 import pytest
 import torch
 from conftest import tiny
+from test_runs import finish
 
-from cldiff import Measurer, files, load_scores, load_tasks, make_run, results
+from cldiff import Measurer, files, load_scores, load_tasks, make_run, results, work
 from cldiff.__main__ import main
 from cldiff.errors import Problem
 from cldiff.files import claim, locked, write_atomically
@@ -26,6 +27,7 @@ from cldiff.report import execute as execution
 from cldiff.report.execute import ExecutionError, execute
 from cldiff.report.tables import save_table
 from cldiff.results import ResultError, read_result
+from cldiff.study import runs
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = next((ROOT / "results" / "small").glob("mnist-finetune-s0-*"))
@@ -328,10 +330,11 @@ def in_a_clone(folder: Path, monkeypatch) -> Path:
     return run
 
 
-def test_published_results_that_are_damaged_are_named_and_not_moved(tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", ("plan", "run"))
+def test_published_results_that_are_damaged_are_named_and_not_moved(command, tmp_path, monkeypatch):
     run = in_a_clone(tmp_path, monkeypatch)
     (run / "scores.csv").write_text("cut")
-    monkeypatch.setattr(sys, "argv", ["cldiff", "plan", "small"])
+    monkeypatch.setattr(sys, "argv", ["cldiff", command, "small"])
     with pytest.raises(SystemExit) as stop:
         main()
     short = Path("results/small", run.name)
@@ -340,6 +343,20 @@ def test_published_results_that_are_damaged_are_named_and_not_moved(tmp_path, mo
         "it was published; to do the run again, delete the folder"
     )
     assert {path.name for path in run.parent.iterdir()} == {run.name} and (run / "scores.csv").read_text() == "cut"
+
+
+def test_a_damaged_result_is_no_run_that_is_there(tmp_path, monkeypatch, capsys):
+    (name,) = (finish(tmp_path, run).name for run in runs("smoke", only="digits-finetune"))
+    (tmp_path / name / "scores.csv").write_text("cut")
+    monkeypatch.setattr(work, "run_pending", lambda *words: work.left("smoke", 1, "digits-finetune", tmp_path))
+    words = ["cldiff", "run", "smoke", "--only", "digits-finetune", "--device", "cpu", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+    out, errors = capsys.readouterr()
+    aside = tmp_path / "damaged" / f"{name}-1"
+    assert out == "1 of 1 runs are left: call again to continue\n"
+    assert errors.endswith(f"scores.csv is not the file that was written; moved to {aside}, the run is done again\n")
+    assert (aside / "scores.csv").read_text() == "cut" and not (tmp_path / name).exists()
 
 
 def test_colab_without_git_is_one_line(tmp_path, monkeypatch):
