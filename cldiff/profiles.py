@@ -126,7 +126,7 @@ PROFILES = {
     ),
     "digits": Profile("scikit-learn's digits, 8x8 pixels, from scratch", {"digits": {}}, _DIGITS, sweep="digits-sweep"),
     "benchmark-digits": Profile(
-        "every method of the field on the digits",
+        "the field's methods on the digits",
         {"digits": {}},
         _DIGITS,
         BENCHMARK,

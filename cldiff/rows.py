@@ -44,7 +44,7 @@ SWEEP = tuple(
     for method, smallest in _SMALLEST.items()
     for weight in (0.0, *(float(f"{smallest * 10**k:.0e}") for k in range(5)))
 )
-# Every method of the field, each with the weight that a sweep chose, beside the study's rows.
+# The field's methods, each with the weight that a sweep chose, beside the study's rows.
 BENCHMARK = (
     *STUDY,
     Row("replay"),

@@ -36,8 +36,9 @@ def chosen(sweep: str, dataset: str, method: str) -> float:
 
 
 def keep_chosen(sweep: str, dataset: str, weights: dict[str, float]) -> None:
+    """By method; those of other methods stay."""
     found = json.loads(CHOSEN.read_text())
-    found.setdefault(sweep, {})[dataset] = weights
+    found.setdefault(sweep, {}).setdefault(dataset, {}).update(weights)
     write_atomically(CHOSEN, lambda path: path.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n"))
 
 

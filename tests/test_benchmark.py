@@ -44,7 +44,7 @@ def test_the_leaderboard_is_ordered_by_fid_and_marks_what_noise_cannot_tell_from
     table, note = leaderboard(scores, curves, bootstrap)
     table = table.set_index("")
     assert list(table.index)[0] == "Best" and list(table.index)[-1] == "Worse" and "n = 2 seeds" in note
-    fid, bpd = table["avg FID ↓"], table["avg BPD ↓"]
+    fid, bpd = table["avg FID, train ↓"], table["avg BPD ↓"]
     assert fid["Best"].startswith("**") and "°" not in fid["Best"]
     assert "**" not in fid["Copy"] and fid["Copy"].endswith(" °")
     assert "**" not in fid["Finetuning"] and "°" not in fid["Finetuning"]
@@ -53,7 +53,7 @@ def test_the_leaderboard_is_ordered_by_fid_and_marks_what_noise_cannot_tell_from
     test = scores[(scores.metric == "fid") & (scores.split == "test") & (scores.extractor == "lenet")]
     last = test[(test.after_task == test.after_task.max()) & (test.label == "Best")]
     newest = last[last.eval_task == last.eval_task.max()].value.mean()
-    assert table.loc["Best", "FID, test ↓"].split()[0] == f"{last.value.mean():.1f}"
+    assert table.loc["Best", "avg FID, test ↓"].split()[0] == f"{last.value.mean():.1f}"
     assert table.loc["Best", "FID, newest task ↓"].split()[0] == f"{newest:.1f}"
 
 
@@ -112,9 +112,9 @@ def test_published_numbers_stand_beside_ours_with_multiples_of_joint_training_an
     scores = found.reset_index().assign(dataset="digits", method=lambda table: table.label.map(methods))
     table, note = beside_published(scores, found, published)
     assert table.to_numpy().tolist() == [
-        ["Joint training", "2.0 (x 1.0)", "5.0 (x 1.0)"],
-        ["EWC", "50.0 (x 25.0)", "70.0 (x 14.0)"],
-        ["Finetuning", "100.0 (x 50.0)", "50.0 (x 10.0)"],
+        ["Joint training", "2.0 (x 1.0)", "5.0 ± 1.0 (x 1.0)"],
+        ["EWC", "50.0 (x 25.0)", "70.0 ± 10.0 (x 14.0)"],
+        ["Finetuning", "100.0 (x 50.0)", "50.0 ± 10.0 (x 10.0)"],
     ]
     assert list(table) == ["", "published, mnist", "ours"]
-    assert "0.50 (published, mnist)" in note and "a paper" in note and "n = 2 seeds" in note
+    assert "0.50, p = 0.67 (published, mnist)" in note and "a paper" in note and "n = 2 seeds" in note

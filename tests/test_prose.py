@@ -50,9 +50,17 @@ def test_spelling():
 EXECUTED = sorted((ROOT / "figures").glob("*/*.ipynb"))  # of published profiles, and what this machine has made
 
 
+def shown(path: Path) -> str:
+    """The prose, and what the cells of a notebook print as such."""
+    if path.suffix == ".md":
+        return prose(path)
+    outputs = [part for cell in nbformat.read(path, as_version=4).cells for part in cell.get("outputs", [])]
+    return "\n\n".join([prose(path), *(part.get("data", {}).get("text/markdown", "") for part in outputs)])
+
+
 @pytest.mark.parametrize("path", [*PAGES, *EXECUTED], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_links_lead_somewhere(path):
-    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+    for target in re.findall(r"\]\(([^)\s]+)\)", shown(path)):
         if target.startswith("https://"):
             continue
         assert not target.startswith("http:") and (path.parent / target.split("#")[0]).exists(), target

@@ -463,10 +463,10 @@ def test_accept_writes_what_the_rule_makes_of_a_sweep(monkeypatch, tmp_path, cap
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     monkeypatch.setattr(results, "load_scores", load)
     monkeypatch.setattr(sys, "argv", ["cldiff", "accept", "paper-cpu-sweep"])
-    (tmp_path / "chosen.json").write_text("{}")
+    (tmp_path / "chosen.json").write_text('{"paper-cpu-sweep": {"mnist": {"l2": 9, "other": 5}}}')
     __main__.main()
     assert json.loads((tmp_path / "chosen.json").read_text()) == {
-        "paper-cpu-sweep": {"fashion_mnist": {"l2": 1.0}, "mnist": {"l2": 0.1}}
+        "paper-cpu-sweep": {"fashion_mnist": {"l2": 1.0}, "mnist": {"l2": 0.1, "other": 5}}
     }
     assert set(asked) == {Path("results/paper-cpu-sweep")}
     assert capsys.readouterr().out == "mnist: l2 0.1\nfashion_mnist: l2 1\n"

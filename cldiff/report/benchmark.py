@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+from scipy.stats import spearmanr
 
 from ..contrasts import outcomes
 from ..findings import FINETUNING
@@ -24,13 +25,14 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
         {
             "": labels,
             "weight": [f"{weights[name]:g}" if pd.notna(weights[name]) else "" for name in labels],
-            "FID, test ↓": [mean_and_error(of_label.fid.get_group(name), 1) for name in labels],
+            "avg FID, test ↓": [mean_and_error(of_label.fid.get_group(name), 1) for name in labels],
         }
     )
     for metric in ("fid", "bpd", "accuracy"):
         m = HEADLINES[metric]
         for kind in ("average", "forgetting"):
-            title = f"{'avg' if kind == 'average' else 'forgetting'} {m.title} {'↑' if m.higher else '↓'}"
+            split = ", train" if metric == "fid" else ""
+            title = f"{'avg' if kind == 'average' else 'forgetting'} {m.title}{split} {'↑' if m.higher else '↓'}"
             means = summary[summary.metric == metric].groupby("label")[kind]
             if kind == "forgetting":
                 table[title.replace("↑", "↓")] = [mean_and_error(means.get_group(name), m.digits) for name in labels]
@@ -47,16 +49,17 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
                 for name in labels
             ]
     table["recall ↑"] = [mean_and_error(of_label.recall.get_group(name), 2) for name in labels]
-    table["FID, newest task ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
+    table["FID, newest task, test ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
     drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
+    floor = scores[(scores.metric == "fid_floor") & (scores.split == "test")].value.mean()
     note = (
-        f"{seeds_note(scores)}, by average FID against test images. Weights are those that the sweep chose on "
-        "validation images, beside them the study's, and 1 where an option of generative methods is turned over. Bold: "
-        f"the best average, and what {DRAWS:,} draws of a paired bootstrap over seeds and images cannot tell from it; "
-        "°: what they cannot tell from finetuning; neither is corrected for the number of rows. FID: "
-        f"{drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}), against training images where no "
-        f"others are named. BPD: on {sizes(bound.n)} test images per task. Recall: against test images. Forgetting: "
-        "positive means worse."
+        f"{seeds_note(scores)}, by average FID against test images, where real images have {floor:.1f}. Weights are "
+        "those that the sweep chose on validation images; beside them the study's; rows that name `shared` have weight "
+        f"1. Bold: the best average, and what {DRAWS:,} draws of a paired bootstrap over seeds and images cannot tell "
+        "from it; °: what they cannot tell from finetuning; with three seeds they ask little more than that all agree "
+        "in sign, and neither is corrected for the number of rows. FID: "
+        f"{drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}). BPD: on {sizes(bound.n)} test "
+        "images per task. Recall: against test images. Forgetting: positive means worse."
     )
     return table, note
 
@@ -77,15 +80,20 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
     labels = scores.groupby("method").label.agg(lambda of: min(of.unique(), key=len))
     table["ours"] = labels.map(found.groupby("label").fid.mean())
     table = table.dropna().sort_values(table.columns[0])
-    agreement = table.corr("spearman")["ours"].drop("ours")
+    agreement = {name: spearmanr(table[name], table.ours) for name in table.columns.drop("ours")}
     note = (
         f"{seeds_note(scores)}; average FID against test images, in brackets as a multiple of joint training's. "
-        "Extractors and networks differ: orders and multiples compare, FIDs do not. Rank correlation with ours: "
-        + ", ".join(f"{value:.2f} ({name})" for name, value in agreement.items())
+        "Extractors and networks differ: orders and multiples compare, FIDs do not. Rank correlation of these "
+        f"{len(table)} methods with ours: "
+        + ", ".join(f"{rho:.2f}, p = {p:.2f} ({name})" for name, (rho, p) in agreement.items())
         + f". Published: {published.source.iloc[0]}."
     )
     ratios = table / table.loc["joint"]
     cells = {name: [f"{fid:.1f} (x {r:.1f})" for fid, r in zip(table[name], ratios[name])] for name in table}
+    own = found.groupby("label").fid
+    cells["ours"] = [
+        f"{mean_and_error(own.get_group(labels[method]), 1)} (x {ratios.ours[method]:.1f})" for method in table.index
+    ]
     return pd.DataFrame({"": [METHODS[method].label for method in table.index], **cells}), note
 
 
@@ -132,8 +140,8 @@ def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     )
     note = (
         "Time: seconds of training, finetuning's of the same seed and machine being 1; the first task, which most "
-        "share, is in it, and what is done once between tasks (pools, Fisher information), but for runs before commit "
-        "c10d835; empty where finetuning did not run on the same machine. "
+        "share, is in it; what is done once between tasks (pools, Fisher information) is not, in runs before commit "
+        "c10d835, all published ones among them; empty where finetuning did not run on the same machine. "
         "Passes: forward passes that an image costs in a step, a backward pass counted as two. Held: what is kept from "
         "task to task beside one network, at the end."
     )

@@ -158,15 +158,17 @@ class _Progress:
 
 
 def move_links(path: Path, source: Path, target: Path) -> None:
-    """Links of a notebook's text to files, which are relative to `source`, as they are from `target`."""
+    """Links of a notebook's text to files, which are relative to `source`, as they are from `target`: to one beside it
+    that is executed too, if it is there."""
+
+    def moved(link: re.Match) -> str:
+        place = link[1] if (target / link[1]).exists() else Path(os.path.relpath(source / link[1], target)).as_posix()
+        return f"]({place})"
+
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(
-                r"\]\((?!\w+:|[#/])([^)\s]+)\)",
-                lambda link: f"]({Path(os.path.relpath(source / link[1], target)).as_posix()})",
-                cell.source,
-            )
+            cell.source = re.sub(r"\]\((?!\w+:|[#/])([^)\s]+)\)", moved, cell.source)
     nbformat.write(book, path)
 
 
