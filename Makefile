@@ -125,7 +125,7 @@ test: setup-test
 test-all: setup-test
 	@$(MAKE) --no-print-directory setup-browser \
 	  || echo 'no chromium to be had on this machine: the browser tests are left out'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(SLOW) tests \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(SLOW) tests/test_*.py \
 	  $$(test -e $(VENV)/.installed-browser && echo tests/browser.py)
 
 lint: setup-test

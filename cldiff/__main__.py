@@ -78,7 +78,7 @@ def run(words: argparse.Namespace) -> None:
             f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list {words.profile}` names them"
         )
     out, total = words.out or results_folder(words.profile), len(asked)
-    set_aside_damaged(asked, out, known_profile(words.profile).published)
+    set_aside_damaged(asked, out, known_profile(words.profile).published and not words.out)
     if words.cluster:
         from .cluster import run_on_dask
 

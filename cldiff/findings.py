@@ -11,16 +11,12 @@ import numpy as np
 import pandas as pd
 
 from .rows import STUDY, Row
-from .stats import Difference, compare, paired_difference, result_matrix, summarise, summarise_replicates
+from .stats import CHANCE, Difference, compare, paired_difference, result_matrix, summarise, summarise_replicates
 from .study import labels_of, row_run
 
 FINETUNING, L2 = (row_run(Row(method)).label for method in ("finetune", "l2"))
 REPLAY, LIGHT = (row_run(Row("replay", weight)).label for weight in (1.0, 0.01))
 GENERATIVE = row_run(Row("generative", 1.0)).label
-CHANCE = {  # what an interval over so many seeds asks for
-    2: "both agree in sign, which chance alone does one time in two",
-    3: "all agree in sign, which chance alone does one time in four",
-}
 STUDIED = labels_of(STUDY)  # what other methods do is not asked
 
 
@@ -28,7 +24,7 @@ class Finding(NamedTuple):
     claim: str
     measured: str
     conditions: dict[str, bool | None]
-    decisive: tuple[str, ...] = ()  # of the conditions; none named: all of them
+    decisive: tuple[str, ...] = ()  # of the conditions; none named: all
 
     @property
     def verdict(self) -> str:
@@ -258,7 +254,8 @@ def findings_table(evidence: Evidence) -> tuple[pd.DataFrame, str]:
         noise = f"With one seed, noise over seeds is not known: {about} are compared without any"
     note = (
         f"{evidence.steps} steps per task. A finding holds if all its conditions are met, in part if a decisive one is "
-        f"(any, where none is called so); their thresholds are ours. {noise}. In the study: section 3.1 and its tables "
-        "(2, 3, 5), section 3.2 and Figure 1 (1, 4, 6), section 3.3 and Figure 2 (7)."
+        "(where none is called so: any); else it does not hold, or is within noise if a decisive one is. The "
+        f"conditions are ours. {noise}. In the study findings 2, 3 and 5 are in section 3.1, 1, 4 and 6 in section 3.2 "
+        "and Figure 1, 7 in section 3.3 and Figure 2."
     )
     return table, note

@@ -4,9 +4,13 @@ the paper."""
 import dataclasses
 import json
 import sys
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
-from .files import write_atomically
+from filelock import Timeout
+
+from .files import claim, write_atomically
 from .run import Run
 from .study import known_profile, planned, results_folder
 
@@ -83,12 +87,12 @@ def set_aside_damaged(asked: list[Run], out: Path, published: bool) -> None:
                     f"{error}; `git checkout -- {folder}` brings it back where it was published; to do the run again, "
                     "delete the folder"
                 ) from None
-            aside = next(
-                p for k in range(1, 10_000) if not (p := folder.parent / "damaged" / f"{run.name}-{k}").exists()
-            )
-            aside.parent.mkdir(exist_ok=True)
-            folder.rename(aside)
-            print(f"{error}; moved to {aside}, the run is done again", file=sys.stderr)
+            with suppress(Timeout), claim(folder, wait=False):  # another process has found it too, and makes it anew
+                if (folder / "result.json").exists():
+                    aside = next(p for k in count(1) if not (p := out / "damaged" / f"{run.name}-{k}").exists())
+                    aside.parent.mkdir(exist_ok=True)
+                    folder.rename(aside)
+                    print(f"{error}; moved to {aside}, the run is done again", file=sys.stderr)
 
 
 def write_plan(profile: str, found: dict[str, dict]) -> None:

@@ -8,6 +8,10 @@ import pandas as pd
 from .metrics import Metric, metrics_of
 
 DRAWS = 10_000  # of the bootstrap of a difference
+CHANCE = {  # what an interval over so many seeds asks for
+    2: "both agree in sign, which chance alone does one time in two",
+    3: "all agree in sign, which chance alone does one time in four",
+}
 HEADLINES: dict[str, Metric] = metrics_of(Metric, headline=True)
 
 

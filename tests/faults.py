@@ -85,7 +85,7 @@ def disturb(folder: Path, profile: str, kills: int, seed: int = 0, say=lambda te
     """`make paper`, called again after each kill until it has finished; the figures anew if it finishes before the last
     kill. Returns how many processes of each kind were killed, and how many finished runs were lost."""
     choose, killed, lost, finished, start = random.Random(seed), {}, 0, set(), time.monotonic()
-    process = make(folder, profile)
+    process, before = make(folder, profile), 0  # kills before it
     while True:
         drawing = len(finished) == len(runs(profile))
         left = kills - sum(killed.values()) - (0 if drawing else max(1, kills // 10))  # a tenth is for the figures
@@ -102,8 +102,11 @@ def disturb(folder: Path, profile: str, kills: int, seed: int = 0, say=lambda te
         if process.returncode == 0 and sum(killed.values()) >= kills:
             return killed, lost
         if process.returncode == 0:
-            shutil.rmtree(folder / "figures" / profile)
-        process = make(folder, profile)
+            for drawn in (folder / "figures" / profile).glob("*.ipynb"):
+                drawn.unlink()
+        elif sum(killed.values()) == before:
+            raise RuntimeError("make failed although nothing was killed")
+        process, before = make(folder, profile), sum(killed.values())
 
 
 def main() -> None:

@@ -153,6 +153,22 @@ def test_verdict(conditions, verdict):
     assert Finding("", "", dict(zip("ab", conditions))).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    "conditions, verdict",
+    [
+        ([True, False], "in part (1 of 2)"),
+        ([True, None], "in part (1 of 2)"),
+        ([None, True], "within noise (1 of 2)"),
+        ([None, False], "within noise"),
+        ([False, True], "does not hold (1 of 2)"),
+        ([False, None], "does not hold"),
+    ],
+)
+def test_verdict_where_the_first_condition_is_decisive(conditions, verdict):
+    found = Finding("", "", dict(zip("ab", conditions)), ("a",))
+    assert found.verdict == verdict and "a (decisive)" in found.answers and "b (decisive)" not in found.answers
+
+
 def test_conditions_stand_with_their_answers():
     assert Finding("", "", {"a": True, "b": False, "c": True, "d": None}).answers == (
         "**yes**: a, c; **no**: b; **within noise**: d"

@@ -23,6 +23,7 @@ from cldiff import Measurer, files, load_scores, load_tasks, make_run, results, 
 from cldiff.__main__ import main
 from cldiff.errors import Problem
 from cldiff.files import claim, locked, write_atomically
+from cldiff.plan import set_aside_damaged
 from cldiff.report import execute as execution
 from cldiff.report.execute import ExecutionError, execute
 from cldiff.report.tables import save_table
@@ -345,11 +346,13 @@ def test_published_results_that_are_damaged_are_named_and_not_moved(command, tmp
     assert {path.name for path in run.parent.iterdir()} == {run.name} and (run / "scores.csv").read_text() == "cut"
 
 
-def test_a_damaged_result_is_no_run_that_is_there(tmp_path, monkeypatch, capsys):
-    (name,) = (finish(tmp_path, run).name for run in runs("smoke", only="digits-finetune"))
+@pytest.mark.parametrize("profile, only", [("smoke", "digits-finetune"), ("small", "mnist-finetune")])
+def test_a_damaged_result_is_no_run_that_is_there(profile, only, tmp_path, monkeypatch, capsys):
+    """Of a published profile too, in a folder of one's own."""
+    (name,) = (finish(tmp_path, run).name for run in runs(profile, only=only))
     (tmp_path / name / "scores.csv").write_text("cut")
-    monkeypatch.setattr(work, "run_pending", lambda *words: work.left("smoke", 1, "digits-finetune", tmp_path))
-    words = ["cldiff", "run", "smoke", "--only", "digits-finetune", "--device", "cpu", "--out", str(tmp_path)]
+    monkeypatch.setattr(work, "run_pending", lambda *words: work.left(profile, 1, only, tmp_path))
+    words = ["cldiff", "run", profile, "--only", only, "--device", "cpu", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)
     main()
     out, errors = capsys.readouterr()
@@ -357,6 +360,15 @@ def test_a_damaged_result_is_no_run_that_is_there(tmp_path, monkeypatch, capsys)
     assert out == "1 of 1 runs are left: call again to continue\n"
     assert errors.endswith(f"scores.csv is not the file that was written; moved to {aside}, the run is done again\n")
     assert (aside / "scores.csv").read_text() == "cut" and not (tmp_path / name).exists()
+
+
+def test_a_damaged_result_that_another_process_makes_anew_is_left_to_it(tmp_path, capsys):
+    (run,) = runs("smoke", only="digits-finetune")
+    finish(tmp_path, run)
+    (tmp_path / run.name / "scores.csv").write_text("cut")
+    with claim(tmp_path / run.name):
+        set_aside_damaged([run], tmp_path, published=False)
+    assert (tmp_path / run.name / "scores.csv").read_text() == "cut" and not capsys.readouterr().err
 
 
 def test_colab_without_git_is_one_line(tmp_path, monkeypatch):

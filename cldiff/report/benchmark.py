@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import permutation_test, spearmanr
 
 from ..contrasts import outcomes
 from ..findings import FINETUNING
 from ..methods import METHODS
 from ..results import load_results
 from ..run import Run
-from ..stats import DRAWS, HEADLINES, compare, summarise, summarise_replicates
+from ..stats import CHANCE, DRAWS, HEADLINES, compare, summarise, summarise_replicates
 from .tables import mean_and_error, seeds_note, sizes
 
 
@@ -51,13 +51,14 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
     table["recall ↑"] = [mean_and_error(of_label.recall.get_group(name), 2) for name in labels]
     table["FID, newest task, test ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
     drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
+    seeds = scores.seed.nunique()
+    chance = f" over {seeds} seeds, where beyond noise asks that {CHANCE[seeds]}," if seeds in CHANCE else ""
     floor = scores[(scores.metric == "fid_floor") & (scores.split == "test")].value.mean()
     note = (
         f"{seeds_note(scores)}, by average FID against test images, where real images have {floor:.1f}. Weights are "
         "those that the sweep chose on validation images; beside them the study's; rows that name `shared` have weight "
         f"1. Bold: the best average, and what {DRAWS:,} draws of a paired bootstrap over seeds and images cannot tell "
-        "from it; °: what they cannot tell from finetuning; with three seeds they ask little more than that all agree "
-        "in sign, and neither is corrected for the number of rows. FID: "
+        f"from it; °: what they cannot tell from finetuning; both{chance} uncorrected for the number of rows. FID: "
         f"{drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}). BPD: on {sizes(bound.n)} test "
         "images per task. Recall: against test images. Forgetting: positive means worse."
     )
@@ -80,12 +81,17 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
     labels = scores.groupby("method").label.agg(lambda of: min(of.unique(), key=len))
     table["ours"] = labels.map(found.groupby("label").fid.mean())
     table = table.dropna().sort_values(table.columns[0])
-    agreement = {name: spearmanr(table[name], table.ours) for name in table.columns.drop("ours")}
+    agreement = {
+        name: permutation_test(
+            (table[name],), lambda values: spearmanr(values, table.ours).statistic, permutation_type="pairings", rng=0
+        )
+        for name in table.columns.drop("ours")
+    }
     note = (
         f"{seeds_note(scores)}; average FID against test images, in brackets as a multiple of joint training's. "
         "Extractors and networks differ: orders and multiples compare, FIDs do not. Rank correlation of these "
         f"{len(table)} methods with ours: "
-        + ", ".join(f"{rho:.2f}, p = {p:.2f} ({name})" for name, (rho, p) in agreement.items())
+        + ", ".join(f"{found.statistic:.2f}, p = {found.pvalue:.2f} ({name})" for name, found in agreement.items())
         + f". Published: {published.source.iloc[0]}."
     )
     ratios = table / table.loc["joint"]
@@ -141,7 +147,7 @@ def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     note = (
         "Time: seconds of training, finetuning's of the same seed and machine being 1; the first task, which most "
         "share, is in it; what is done once between tasks (pools, Fisher information) is not, in runs before commit "
-        "c10d835, all published ones among them; empty where finetuning did not run on the same machine. "
+        "c10d835 (`commit` in result.json); empty where finetuning did not run on the same machine. "
         "Passes: forward passes that an image costs in a step, a backward pass counted as two. Held: what is kept from "
         "task to task beside one network, at the end."
     )

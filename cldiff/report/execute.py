@@ -29,6 +29,7 @@ del sys.modules["rfc3987_syntax"]
 
 
 START = 300  # seconds that a kernel may take to answer: a cluster's file system is slow at first
+TUTORIAL = "tutorial_"  # how their names begin
 SOCKET = 75  # bytes of a folder's path, at most: that of a socket in it has room for 107
 
 
@@ -158,12 +159,13 @@ class _Progress:
 
 
 def move_links(path: Path, source: Path, target: Path) -> None:
-    """Links of a notebook's text to files, which are relative to `source`, as they are from `target`: to one beside it
-    that is executed too, if it is there."""
+    """Links of a notebook's text to files, which are relative to `source`, as they are from `target`. Tutorials, which
+    are executed into one folder, go on to link to each other."""
 
     def moved(link: re.Match) -> str:
-        place = link[1] if (target / link[1]).exists() else Path(os.path.relpath(source / link[1], target)).as_posix()
-        return f"]({place})"
+        if path.name.startswith(TUTORIAL) and link[1].startswith(TUTORIAL):
+            return link[0]
+        return f"]({Path(os.path.relpath(source / link[1], target)).as_posix()})"
 
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:

@@ -74,10 +74,10 @@ def minutes() -> str:
     """What the first command does, and how long that takes."""
     took = {row[0]: row[-1] for row in table_of(RUNNING)}
     return (
-        "trains the study's methods on the digits, 200 steps a task, one seed (those below: `PROFILE=digits-long "
-        "SEEDS=3`), and draws everything into `figures/digits`: "
+        f"trains the study's methods on the digits, {PROFILES['digits'].settings['steps']} steps a task, one seed "
+        "(those below: `PROFILE=digits-long SEEDS=3`), and draws everything into `figures/digits`: "
         f"{took['`make paper`']} on two CPU cores, after an installation of {took['`make setup`']} (Python 3.10 or "
-        "later and `make`). No GPU (none has run this yet), no download. Then open `figures/digits/paper.html`, or "
+        "later and `make`). No GPU, no download of data. Then open `figures/digits/paper.html`, or "
         "`make lab`."
     )
 
@@ -85,21 +85,21 @@ def minutes() -> str:
 def verdicts() -> str:
     """The seven findings, and whether they hold on each data set."""
     small, digits = PROFILES["small"].settings, PROFILES["digits"].settings
-    about = (
-        f"The study trains {Run.steps:,} steps a task; these are small networks on two CPU cores, and "
-        f"{small['steps']:,} steps a task: verdicts say what becomes of the findings at this scale "
-        "([discussion](docs/results.md), also of the first runs of that length). A finding whose decisive condition is "
-        "refuted does not hold; in brackets, how many conditions are met. Conditions (ours) and numbers: behind each "
-        "data set's name. They ask little more than that all seeds agree, which three do by chance one time in four, "
-        f"two one in two. t: 0 is the picture, {Run.timesteps - 1} noise; on the digits the late one is "
-        f"{digits['late']}."
-    )
-    found, titles = [], []
+    found, titles, seeds = [], [], []
     for name in VERDICTS:
         path = Path("figures", f"{name}.md")
-        seeds = re.search(r"n = (\d+ seeds?)", path.read_text(encoding="utf-8"))[1]
-        titles.append(f"[{DATASETS[name.split('-')[-1]].title}]({path}), {seeds}")
+        seeds.append(int(re.search(r"n = (\d+) seed", path.read_text(encoding="utf-8"))[1]))
+        titles.append(f"[{DATASETS[name.split('-')[-1]].title}]({path}), {seeds[-1]} seed{'s' * (seeds[-1] > 1)}")
         found.append(table_of(path))
+    about = (
+        f"The study trains {Run.steps:,} steps a task; these are small networks on two CPU cores, and "
+        f"{small['steps']:,} steps: verdicts say what becomes of the findings at this scale "
+        "([discussion](docs/results.md), also of the first runs of that length). A finding none of whose decisive "
+        "conditions is met does not hold; in brackets, how many of all are met. Conditions (ours) and numbers: behind "
+        "each data set's name. They ask little more than that all seeds agree, which by chance "
+        f"{' and '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds)))}. t: 0 is the picture, "
+        f"{Run.timesteps - 1} noise; on the digits the late one is {digits['late']}."
+    )
     # In the words of 28 pixels: at 8 the late timestep is another one.
     rows = [[row[0], row[1], *(table[k][-1] for table in found)] for k, row in enumerate(found[1]) if k]
     return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])
