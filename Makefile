@@ -123,10 +123,9 @@ test: setup-test
 
 # The long ones alone may be asked for with SLOW="-m slow".
 test-all: setup-test
-	@$(MAKE) --no-print-directory setup-browser \
-	  || echo 'no chromium to be had on this machine: the browser tests are left out'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(SLOW) tests/test_*.py \
-	  $$(test -e $(VENV)/.installed-browser && echo tests/browser.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadfile $(SLOW)
+	@if $(MAKE) --no-print-directory setup-browser; then $(MAKE) --no-print-directory test-browser; \
+	 else echo 'no chromium to be had on this machine: the browser tests are left out'; fi
 
 lint: setup-test
 	$(BIN)/ruff format --check cldiff tests

@@ -33,7 +33,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-pytestmark = pytest.mark.slow
 SECOND = 1000  # playwright counts milliseconds
 expect.set_options(timeout=60 * SECOND)  # two slow cores
 
