@@ -116,7 +116,7 @@ def test_paper_leaves_every_run_table_and_figure(paper):
     figures = {p.name for p in (paper / "figures" / "smoke").iterdir()}
     for name in ("figure_1", "figure_2", "figure_matrices", "figure_timesteps", "figure_samples"):
         assert {f"{name}-digits.pdf", f"{name}-digits.png", f"{name}-digits.ipynb"} <= figures
-    assert {"figure_strip-digits.gif", "figure_strip-digits.ipynb"} <= figures
+    assert {"figure_strip-digits.gif", "figure_strip-digits.ipynb", "figure_methods-digits.pdf"} <= figures
     for name, rows in (
         ("table", 5 + 1),
         ("table_differences", 10),
@@ -132,7 +132,7 @@ def test_paper_leaves_every_run_table_and_figure(paper):
         for path in (paper / "figures/smoke").glob("figure_*.png")
         if base64.b64encode(path.read_bytes()).decode() in page
     }
-    assert pictures == {name for name in figures if name.endswith(".png")} and page.count("<img ") == len(pictures) == 5
+    assert pictures == {name for name in figures if name.endswith(".png")} and page.count("<img ") == len(pictures) == 6
     assert (
         page.count('<div class="table"') == 5 + 2 and page.count("n = 1 seed") >= 5
     )  # and the parameters, and the cost
