@@ -28,8 +28,7 @@ class Finding(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """All conditions met: holds. Of the decisive ones one met: in part; none, and one open: within noise; else does
-        not hold. And how many conditions are met, where some are."""
+        """All met: holds. Of the decisive some: in part; none, one open: within noise. And how many of all are met."""
         answers = list(self.conditions.values())
         if all(answers):
             return "holds"

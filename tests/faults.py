@@ -102,8 +102,7 @@ def disturb(folder: Path, profile: str, kills: int, seed: int = 0, say=lambda te
         if process.returncode == 0 and sum(killed.values()) >= kills:
             return killed, lost
         if process.returncode == 0:
-            for drawn in (folder / "figures" / profile).glob("*.ipynb"):
-                drawn.unlink()
+            shutil.rmtree(folder / "figures" / profile)
         elif sum(killed.values()) == before:
             raise RuntimeError("make failed although nothing was killed")
         process, before = make(folder, profile), sum(killed.values())

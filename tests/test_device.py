@@ -137,7 +137,8 @@ def test_the_pretended_gpu_lets_pass_what_a_gpu_does_by_itself(words):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method, wrong", (("finetune", 0.0), ("lwf", 0.0), ("separate", 0.0), ("finetune", 0.05)))
+@pytest.mark.parametrize("wrong", (0.0, 0.05))
+@pytest.mark.parametrize("method", ("finetune", "lwf", "separate"))
 def test_what_is_asked_of_a_real_gpu_is_right_of_a_right_one_and_wrong_of_a_wrong_one(
     method, wrong, three, monkeypatch, request
 ):

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     "dataset, source, methods",
     [
-        ("mnist", "MNIST", {"generative"}),
+        ("mnist", "MNIST", {"finetune", "generative"}),
         ("fashion_mnist", "FashionMNIST", {"finetune"}),
     ],
 )

@@ -476,7 +476,9 @@ def test_a_compiled_step_is_the_eager_one(three):
     """With code for this machine."""
     torch._dynamo.reset()
     counters["stats"].clear()
-    eager, compiled = (Learner(tiny(compiled=compiled, dropout=0.0), three) for compiled in (False, True))
+    eager, compiled = (
+        Learner(tiny(compiled=compiled, dropout=0.0, multipliers=(1, 2)), three) for compiled in (False, True)
+    )
     for learner in (eager, compiled):
         for _ in range(2):
             learner.update()
