@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -314,12 +315,14 @@ def test_a_worker_without_cldiff_or_with_more_threads_is_an_error_before_anythin
 def test_a_worker_of_another_version_that_joins_later_is_sent_away(dask, tmp_path):
     dask.schedule().work()
     with dask.client(1) as client:
-        submit, late = cluster.DaskWorkers.submit, []
+        submit, late, there = cluster.DaskWorkers.submit, [], set(client.nthreads())
 
         def join_then_submit(self, *words):
             if not late:
                 late.append(dask.work(PYTHONPATH=another(tmp_path / "other", '"0.1.0"', '"0.0.9"')))
                 client.wait_for_workers(2, timeout=60)
+                theirs = list(client.nthreads().keys() - there)  # one that gets nothing to do is not noticed
+                patch.setattr(client, "submit", partial(client.submit, workers=theirs, allow_other_workers=True))
             return submit(self, *words)
 
         with pytest.MonkeyPatch.context() as patch:
