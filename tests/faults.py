@@ -75,9 +75,11 @@ def kill_one(process: subprocess.Popen, choose: random.Random) -> str | None:
 
 
 def contents(folder: Path, profile: str) -> dict[str, bytes]:
-    """Every result and every figure; result.json, a run's notebook and the paper hold times."""
+    """Every result and every figure; result.json, a run's notebook and the paper hold times. What was being written
+    when a kill came is hidden, and stays."""
     names = [f"results/{profile}/{run.name}/{name}" for run in runs(profile) for name in (*FILES[:-1], WEIGHTS)]
-    names += [str(p.relative_to(folder)) for p in sorted((folder / "figures" / profile).iterdir()) if p.stem != "paper"]
+    drawn = sorted((folder / "figures" / profile).glob("[!.]*"))
+    names += [str(p.relative_to(folder)) for p in drawn if p.stem != "paper"]
     return {name: (folder / name).read_bytes() for name in names}
 
 

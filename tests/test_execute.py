@@ -63,11 +63,14 @@ def test_output_is_the_same_twice_and_has_no_trace_of_time(notebook, tmp_path):
     )
 
 
-def test_failing_cell_is_one_line_and_leaves_no_output(notebook, tmp_path):
+def test_failing_cell_is_one_line_and_leaves_no_output_until_it_does_not_fail(notebook, tmp_path):
     with pytest.raises(ExecutionError) as error:
         execute(notebook, tmp_path / "out.ipynb", {"name": "bad"})
     assert "ValueError: one line" in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "out.ipynb").exists()
+    kept = tmp_path / "out.failed.ipynb"
+    assert not (tmp_path / "out.ipynb").exists() and str(kept) in str(error.value) and kept.exists()
+    execute(notebook, tmp_path / "out.ipynb", {})
+    assert (tmp_path / "out.ipynb").exists() and not kept.exists()
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
     """Executes a notebook in its own folder and writes it, with its outputs and without timing, to `output`.
 
     Progress goes to stderr. Raises ExecutionError with one line if a parameter is wrong or a cell fails; the notebook
-    up to the failing cell is then kept beside the output as *.failed.ipynb.
+    up to the failing cell is then kept beside the output as *.failed.ipynb, until it does not fail.
     """
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
@@ -70,7 +70,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
     notebook, output = Path(notebook), Path(output)
     check_parameters(notebook, parameters)
     output.parent.mkdir(parents=True, exist_ok=True)
-    existed = output.exists()
+    existed, failed = output.exists(), output.with_suffix(".failed.ipynb")
     with warnings.catch_warnings(), _surroundings() as folder:
         warnings.simplefilter("ignore")
         begun = Path(folder) / notebook.name
@@ -91,7 +91,6 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
             )
         except PapermillExecutionError as error:
             text = f"{error.ename}: {error.evalue}".splitlines()[0]
-            failed = output.with_suffix(".failed.ipynb")
             write_atomically(failed, lambda path: shutil.copyfile(begun, path))
             raise ExecutionError(f"{notebook.name}: {text} (up to there: {failed})") from None
         except DeadKernelError:
@@ -108,6 +107,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict) -> None:
         move_links(begun, notebook.parent, output.parent)
         if existed or not output.exists():  # else another process made it meanwhile, and this one found it made
             write_atomically(output, lambda path: shutil.copyfile(begun, path))
+        failed.unlink(missing_ok=True)
 
 
 @contextmanager
