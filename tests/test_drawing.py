@@ -1,9 +1,13 @@
-"""What drawing costs before anything is drawn."""
+"""What drawing costs before anything is drawn, and where things stand."""
 
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+
+from cldiff.report.plots import log_axes, name_points
 
 DRAW = (  # what the process imports that executes a notebook, and what the notebook's own process does
     "import cldiff.plan, cldiff.report.execute, cldiff.report.page",
@@ -19,3 +23,30 @@ def test_tables_and_figures_are_drawn_without_loading_torch(code):
         [sys.executable, "-c", f"import sys; {code}; print('torch' in sys.modules)"], capture_output=True
     )
     assert done.stdout.split() == [b"False"], done.stderr.decode()
+
+
+def test_a_factor_is_equally_long_on_axes_of_different_ranges_and_all_points_are_in_view():
+    figure, (left, right) = plt.subplots(1, 2)
+    left.plot([0.05, 0.06])
+    right.plot([1, 4, 40])
+    log_axes(left, right)
+    shares = [
+        np.diff(axis.transAxes.inverted().transform(axis.transData.transform([(0, a), (0, 2 * a)]))[:, 1])
+        for axis, a in ((left, 0.05), (right, 10))
+    ]  # of a doubling
+    assert shares[0] == pytest.approx(shares[1]) and 0 < shares[0] < 1
+    for axis, values in ((left, (0.05, 0.06)), (right, (1, 40))):
+        low, high = axis.get_ylim()
+        assert low < values[0] and values[1] < high
+    plt.close(figure)
+
+
+def test_names_stand_away_from_neighbours_and_above_to_the_right_of_lone_points():
+    figure, axis = plt.subplots()
+    points = np.array([[0.1, 0.5], [0.12, 0.5], [0.9, 0.9]])
+    axis.plot(*points.T, "o")
+    name_points(axis, points, ["left", "right", "alone"])
+    x = {text.get_text(): text.get_position() for text in axis.texts}
+    assert x["left"][0] < -7 < 7 < x["right"][0]
+    assert x["alone"] == pytest.approx((8 / 2**0.5, 8 / 2**0.5), abs=0.2)
+    plt.close(figure)

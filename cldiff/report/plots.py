@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from ..files import write_atomically
@@ -49,6 +50,38 @@ def colours(labels) -> dict[str, tuple[float, float, float]]:
     few = sns.color_palette("colorblind")
     many = sns.color_palette("husl", max(0, len(others) - len(few) + len(ORDER)))
     return dict(zip([*ORDER, *others], [*few, *many]))
+
+
+def log_axes(*axes) -> None:
+    """Logarithmic y axes with plain numbers, on which a factor has the same length in all."""
+    for axis in axes:
+        axis.set_yscale("log")
+    limits = np.array([axis.get_ylim() for axis in axes])
+    factor = (limits[:, 1] / limits[:, 0]).max()
+    for axis, middle in zip(axes, np.sqrt(limits.prod(1))):
+        axis.set_ylim(middle / factor**0.5, middle * factor**0.5)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if factor < 10 else (1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(NullLocator())
+
+
+def name_points(axis, points, names: list[str]) -> None:
+    """A name beside each of the points (number, 2) of an axis: above to the right, or away from its neighbours."""
+    axis.figure.draw_without_rendering()  # else their places are not known yet
+    places = axis.transData.transform(points)
+    for point, place, name in zip(points, places, names):
+        apart = place - places
+        away = (apart / np.maximum(np.hypot(*apart.T), 1)[:, None] ** 3).sum(0) + 4e-4
+        axis.annotate(
+            name,
+            point,
+            xytext=8 * away / np.hypot(*away),
+            textcoords="offset points",
+            ha="center",
+            va="center",
+            fontsize="x-small",
+            color="0.3",
+        )
 
 
 def save_figure(figure, folder: str | Path, name: str) -> None:
