@@ -33,21 +33,21 @@ def list_runs(words: argparse.Namespace) -> None:
 
 def plan(words: argparse.Namespace) -> None:
     """write make's plan of a profile; results that cannot be read are moved away"""
-    from .plan import jobs, set_aside_damaged, write_plan
-    from .study import known_profile, results_folder, runs
+    from .plan import finished, jobs, set_aside_damaged, write_plan
+    from .study import known_profile, planned, results_folder
     from .train import pick_device
 
     pick_device(words.device)
-    found = jobs(words.profile, words.seeds, words.device, words.checkpoint)  # says what is wrong before moving things
+    asked = finished(words.profile) if words.finished else planned(words.profile, words.seeds)
+    found = jobs(words.profile, asked, words.device, words.checkpoint)  # says what is wrong before moving things
     for notebook in (job["notebook"] for job in found.values() if "notebook" in job):
         if not Path(notebook).exists():
             raise Problem(
                 f"no {notebook} in this folder: expected that of a clone of the repository; "
                 f"`python -m cldiff run {words.profile}` needs no notebooks"
             )
-    chosen = runs(words.profile, words.seeds)
-    set_aside_damaged(chosen, results_folder(words.profile), known_profile(words.profile).published)
-    write_plan(words.profile, jobs(words.profile, words.seeds, words.device, words.checkpoint))
+    set_aside_damaged(asked, results_folder(words.profile), known_profile(words.profile).published)
+    write_plan(words.profile, jobs(words.profile, asked, words.device, words.checkpoint))
 
 
 def make(words: argparse.Namespace) -> None:
@@ -162,6 +162,7 @@ def parser() -> Parser:
             "--seeds": dict(type=int, default=1, help="repetitions of each run (default 1)"),
             "--device": dict(default="auto", help="auto, cpu or cuda"),
             "--checkpoint": dict(type=int, default=300, help="seconds between two checkpoints (default 300)"),
+            "--finished": dict(action="store_true", help="only of the runs that are there: tables and figures"),
             "--only": dict(default="", help="only the runs whose name starts so"),
             "--budget": dict(help="stop before this much time is over: 90s, 9m, 2h; called again, it continues"),
             "--out": dict(type=Path, help="folder of results (default results/PROFILE)"),
@@ -174,7 +175,7 @@ def parser() -> Parser:
         return one
 
     command(list_runs, "--seeds").add_argument("profile", nargs="?", help="without one, all are listed")
-    command(plan, "profile", "--seeds", "--device", "--checkpoint")
+    command(plan, "profile", "--seeds", "--device", "--checkpoint", "--finished")
     command(make, "profile", "target")
     command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data", "--cluster", "--shared")
     command(accept, "profile")

@@ -17,8 +17,18 @@ from .study import known_profile, planned, results_folder
 PAPER = "paper.ipynb"  # made when all figures are there
 
 
-def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 300) -> dict[str, dict]:
-    """What each target of make is made from: {target: {"kind", ...}}.
+def finished(profile: str) -> list[Run]:
+    """Raises ResultError where there is none."""
+    from .results import ResultError, read_result
+
+    folder = results_folder(profile)
+    if not (found := [Run(**read_result(path.parent)["run"]) for path in sorted(folder.glob("*/result.json"))]):
+        raise ResultError(f"no finished run in {folder}: `make paper PROFILE={profile}` makes them")
+    return found
+
+
+def jobs(profile: str, asked: list[Run] | None = None, device: str = "auto", checkpoint: int = 300) -> dict[str, dict]:
+    """What each target of make is made from: {target: {"kind", ...}}, for the runs of a seed, or these.
 
     kind "first_task": {run, folder}, needed by the runs that name it in "after"; kinds "run", "figure" and "paper":
     {notebook, output, parameters}. Of runs that are there, the first task is not asked for.
@@ -28,7 +38,8 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
     if checkpoint < 1:
         raise ValueError(f"checkpoint={checkpoint}: expected at least 1 second")
     p, first, found, results = known_profile(profile), {}, {}, results_folder(profile)
-    for run in planned(profile, seeds):
+    asked = planned(profile) if asked is None else asked
+    for run in asked:
         folder = results / run.name
         values = {"results": f"../{results}", "device": device, "checkpoint_seconds": checkpoint}
         job = {
@@ -51,7 +62,8 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
             )
         found[f"{folder}/result.json"] = job
     folders = {"results": f"../{results}", "figures": f"../figures/{profile}"}
-    for dataset in p.datasets:
+    datasets = [name for name in p.datasets if name in {run.dataset for run in asked}]
+    for dataset in datasets:
         for name in p.figures:
             target = f"figures/{profile}/{name}-{dataset}.ipynb"
             found[target] = {
@@ -66,7 +78,7 @@ def jobs(profile: str, seeds: int = 1, device: str = "auto", checkpoint: int = 3
             "kind": "paper",
             "notebook": f"notebooks/{PAPER}",
             "output": target,
-            "parameters": {"datasets": list(p.datasets), **folders},
+            "parameters": {"datasets": datasets, **folders},
         }
     return {**first, **found}
 

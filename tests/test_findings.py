@@ -24,6 +24,7 @@ from cldiff.findings import (
 from cldiff.stats import Difference
 
 SEEDS = 3
+ASKED = list(FINDINGS)
 
 
 class MadeUp(Evidence):
@@ -31,6 +32,7 @@ class MadeUp(Evidence):
 
     def __init__(self, **changes):
         self.seeds, self.steps, self.early, self.late, self.open = SEEDS, 100, 50, 700, set()
+        self.missing = []
         # What the study found: (average, forgetting) by label and metric; (before, after) of curves.
         self.table = {(label, metric): (20.0, 10.0) for label in STUDIED for metric in ("fid", "bpd")}
         self.table |= {
@@ -80,7 +82,7 @@ class MadeUp(Evidence):
 
 @pytest.mark.parametrize("number", range(7))
 def test_where_the_study_is_right_every_finding_holds(number):
-    assert FINDINGS[number](MadeUp()).verdict == "holds"
+    assert ASKED[number](MadeUp()).verdict == "holds"
 
 
 BREAKS = [  # number of the finding, what breaks one of its conditions, which one
@@ -111,7 +113,7 @@ DECISIVE = {(1, 0), (4, 1), (6, 1), (7, 1)}  # alone
 
 @pytest.mark.parametrize("number, changes, condition", BREAKS, ids=str)
 def test_each_condition_decides(number, changes, condition):
-    found = FINDINGS[number - 1](MadeUp(**changes))
+    found = ASKED[number - 1](MadeUp(**changes))
     n = len(found.conditions)
     assert [k for k, met in enumerate(found.conditions.values()) if met is False] == [condition]
     word = "does not hold" if n == 1 or (number, condition) in DECISIVE else "in part"
@@ -120,12 +122,12 @@ def test_each_condition_decides(number, changes, condition):
 
 def test_l2_that_forgets_more_on_both_metrics_is_refuted_whatever_its_average():
     worse = {(L2, metric): (90.0, 6.0) for metric in ("fid", "bpd")}
-    assert FINDINGS[1](MadeUp(table=worse)).verdict == "does not hold (1 of 3)"
+    assert ASKED[1](MadeUp(table=worse)).verdict == "does not hold (1 of 3)"
 
 
 def test_there_is_a_break_for_each_condition():
     assert {(n, k) for n, _, k in BREAKS} == {
-        (n, k) for n, finding in enumerate(FINDINGS, 1) for k in range(len(finding(MadeUp()).conditions))
+        (n, k) for n, finding in enumerate(ASKED, 1) for k in range(len(finding(MadeUp()).conditions))
     }
 
 
@@ -133,7 +135,7 @@ def test_there_is_a_break_for_each_condition():
     "number, open", [(2, {("fid", "forgetting")}), (3, {("bpd", "average")}), (5, {("fid", "average")})]
 )
 def test_what_lies_within_noise_is_open(number, open):
-    found = FINDINGS[number - 1](MadeUp(open=open))
+    found = ASKED[number - 1](MadeUp(open=open))
     n = len(found.conditions)
     assert None in found.conditions.values() and False not in found.conditions.values()
     assert found.verdict == ("within noise" if n == 1 else f"in part ({n - 1} of {n})")
@@ -227,7 +229,7 @@ WRONG = {  # by number of the finding: no condition of it is met
 
 @pytest.mark.parametrize("number", WRONG)
 def test_where_no_condition_is_met_a_finding_does_not_hold(number):
-    found = FINDINGS[number - 1](MadeUp(**WRONG[number]))
+    found = ASKED[number - 1](MadeUp(**WRONG[number]))
     assert set(found.conditions.values()) == {False} and found.verdict == "does not hold"
 
 
@@ -255,7 +257,7 @@ class Scattered(MadeUp):
 
 @pytest.mark.parametrize("number", range(7))
 def test_where_seeds_disagree_a_finding_lies_within_noise(number):
-    found = FINDINGS[number](Scattered())
+    found = ASKED[number](Scattered())
     answers = set(found.conditions.values())
     assert True not in answers and None in answers and found.verdict == "within noise"
 
@@ -273,10 +275,30 @@ def test_a_seed_that_not_all_rows_have_yet_does_not_count():
     assert answer(lambda table: (table.seed < 2) | table.label.isin([L2, LIGHT])) is True
 
 
-@pytest.mark.parametrize("missing", STUDIED)
-def test_a_row_that_is_missing_is_named_in_one_line(missing):
-    scores = pd.DataFrame({"label": [label for label in STUDIED if label != missing], "seed": 0})
+def test_without_finetuning_nothing_is_asked_and_one_line_says_so():
+    scores = pd.DataFrame({"label": [L2, LIGHT], "seed": 0})
     with pytest.raises(ValueError) as error:
         Evidence(scores, scores, scores, {"steps": 100, "early": 50, "late": 700})
-    assert str(error.value).startswith(f"no results of {missing}: the findings compare ")
+    assert str(error.value).startswith(f"no results of {FINETUNING}, {REPLAY}, {GENERATIVE}: the findings compare ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "there, numbers",
+    [
+        ([FINETUNING], [1, 6]),
+        ([FINETUNING, REPLAY], [1, 4, 6, 7]),
+        ([FINETUNING, REPLAY, LIGHT, GENERATIVE], [1, 4, 5, 6, 7]),
+        (STUDIED, [1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_a_finding_is_asked_where_the_rows_that_it_compares_are_there_and_answered_as_ever(there, numbers):
+    run = {"steps": 1000, "early": 50, "late": 700}
+    tables = [load("results/small", "mnist") for load in (load_scores, load_curves, load_bootstrap)]
+    whole, _ = findings_table(Evidence(*tables, run))
+    part, note = findings_table(Evidence(*(table[table.label.isin(there)] for table in tables), run))
+    assert list(part[""]) == numbers
+    pd.testing.assert_frame_equal(part, whole[whole[""].isin(numbers)].reset_index(drop=True))
+    missing, left = [label for label in STUDIED if label not in there], sorted(set(range(1, 8)) - set(numbers))
+    said = f"Not run yet: {', '.join(missing)}; findings {', '.join(map(str, left))} are not asked."
+    assert said in note if missing else "Not run yet" not in note

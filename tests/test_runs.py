@@ -11,7 +11,7 @@ from PIL import Image
 
 from cldiff import DATASETS, METHODS, Run, __main__, load_curves, load_scores, results, study
 from cldiff.files import write_atomically
-from cldiff.plan import jobs
+from cldiff.plan import finished, jobs
 from cldiff.report.plots import ORDER
 from cldiff.results import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result, save_result
 from cldiff.rows import STUDY, Row
@@ -441,15 +441,32 @@ def test_the_choice_of_a_published_sweep_follows_its_rule():
 
 def test_the_plan_lists_a_first_task_once_before_its_runs_and_none_for_runs_that_are_there(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    found = jobs("smoke", seeds=2)
+    found = jobs("smoke", planned("smoke", seeds=2))
     first = [target for target, job in found.items() if job["kind"] == "first_task"]
     assert list(found)[:2] == first and {job["after"] for job in found.values() if job["kind"] == "run"} == set(first)
     for run in runs("smoke", 2)[:5]:
         (tmp_path / "results/smoke" / run.name).mkdir(parents=True)
         (tmp_path / "results/smoke" / run.name / "result.json").touch()
-    found = jobs("smoke", seeds=2)
+    found = jobs("smoke", planned("smoke", seeds=2))
     assert [target for target, job in found.items() if job["kind"] == "first_task"] == first[1:]
     assert sum("after" in job for job in found.values()) == 5
+
+
+def test_a_plan_of_finished_runs_draws_what_is_there_and_trains_nothing(monkeypatch, tmp_path):
+    there = [path for row in ("finetune", "replay-w1") for path in Path("results/small").glob(f"mnist-{row}-s0-*")]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ResultError, match="^no finished run in results/small: `make paper PROFILE=small` makes them$"):
+        finished("small")
+    for path in there:
+        (tmp_path / path).mkdir(parents=True)
+        for file in FILES:
+            (tmp_path / path / file).write_bytes((ROOT / path / file).read_bytes())
+    found = jobs("small", finished("small"))
+    made = [target for target, job in found.items() if job["kind"] == "run"]
+    assert sorted(made) == sorted(f"{path}/result.json" for path in there)  # make finds these, and makes no other
+    assert not [job for job in found.values() if job["kind"] == "first_task" or "after" in job]
+    assert {job["parameters"]["dataset"] for job in found.values() if job["kind"] == "figure"} == {"mnist"}
+    assert found["figures/small/paper.ipynb"]["parameters"]["datasets"] == ["mnist"]
 
 
 def test_accept_writes_what_the_rule_makes_of_a_sweep(monkeypatch, tmp_path, capsys):
