@@ -26,14 +26,13 @@ export PYTHONUTF8 := 1
 export PIP_USER := 0
 unexport PIP_TARGET PIP_PREFIX
 
-.PHONY: help setup setup-test setup-bench setup-browser setup-cluster paper draw benchmark tutorials targets test test-all test-faults check-paper verify bench \
+.PHONY: help setup setup-test setup-bench setup-browser setup-cluster paper benchmark tutorials targets test test-all test-faults check-paper verify bench \
         gpu-day lab test-browser lint colab clean
 
 help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
 	@echo 'make setup-cluster  the extra that CLUSTER= needs, and its workers'
 	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
-	@echo 'make draw     its tables, figures and page as far as runs are there; trains nothing'
 	@echo 'make benchmark  the field'"'"'s methods, with their price: PROFILE=benchmark-digits of make paper'
 	@echo 'make tutorials  execute the tutorials whose source is newer, for reading: figures/tutorials'
 	@echo 'make lab      open the notebooks in JupyterLab'
@@ -84,11 +83,6 @@ paper: setup $(if $(CLUSTER),setup-cluster)
 	@[ "$(JOBS)" -ge 1 ] 2>/dev/null || { echo 'error: JOBS=$(JOBS): expected an integer of at least 1' >&2; exit 1; }
 	@$(BIN)/python -m cldiff plan $(PROFILE) --seeds $(SEEDS) --checkpoint $(CHECKPOINT) $(if $(CLUSTER),,--device $(DEVICE))
 	$(if $(CLUSTER),@$(BIN)/python -m cldiff run $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --cluster '$(CLUSTER)' $(if $(SHARED),--shared '$(SHARED)'))
-	@$(MAKE) --no-print-directory -j$(JOBS) targets
-
-# What trains nothing: as far as runs are there.
-draw: setup
-	@$(BIN)/python -m cldiff plan $(PROFILE) --finished
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
 
 benchmark:

@@ -33,12 +33,12 @@ def list_runs(words: argparse.Namespace) -> None:
 
 def plan(words: argparse.Namespace) -> None:
     """write make's plan of a profile; results that cannot be read are moved away"""
-    from .plan import finished, jobs, set_aside_damaged, write_plan
+    from .plan import jobs, set_aside_damaged, write_plan
     from .study import known_profile, planned, results_folder
     from .train import pick_device
 
     pick_device(words.device)
-    asked = finished(words.profile) if words.finished else planned(words.profile, words.seeds)
+    asked = planned(words.profile, words.seeds)
     found = jobs(words.profile, asked, words.device, words.checkpoint)  # says what is wrong before moving things
     for notebook in (job["notebook"] for job in found.values() if "notebook" in job):
         if not Path(notebook).exists():
@@ -59,6 +59,13 @@ def make(words: argparse.Namespace) -> None:
     from .plan import make_target
 
     make_target(words.profile, words.target)
+
+
+def draw(words: argparse.Namespace) -> None:
+    """draw a study's tables, figures and page as far as runs are there, and make none"""
+    from .plan import draw
+
+    draw(words.profile)
 
 
 def run(words: argparse.Namespace) -> None:
@@ -162,7 +169,6 @@ def parser() -> Parser:
             "--seeds": dict(type=int, default=1, help="repetitions of each run (default 1)"),
             "--device": dict(default="auto", help="auto, cpu or cuda"),
             "--checkpoint": dict(type=int, default=300, help="seconds between two checkpoints (default 300)"),
-            "--finished": dict(action="store_true", help="only of the runs that are there: tables and figures"),
             "--only": dict(default="", help="only the runs whose name starts so"),
             "--budget": dict(help="stop before this much time is over: 90s, 9m, 2h; called again, it continues"),
             "--out": dict(type=Path, help="folder of results (default results/PROFILE)"),
@@ -175,8 +181,9 @@ def parser() -> Parser:
         return one
 
     command(list_runs, "--seeds").add_argument("profile", nargs="?", help="without one, all are listed")
-    command(plan, "profile", "--seeds", "--device", "--checkpoint", "--finished")
+    command(plan, "profile", "--seeds", "--device", "--checkpoint")
     command(make, "profile", "target")
+    command(draw, "profile")
     command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data", "--cluster", "--shared")
     command(accept, "profile")
     command(features, "dataset", "--data")

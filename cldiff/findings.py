@@ -1,8 +1,8 @@
 """The seven findings of the study: what each claims, what was measured, and whether it holds.
 
-A finding is a claim and its conditions, in words, each of the form "this is smaller than that". A condition is met
-(True), or not (False), if the paired difference is beyond noise: 95 % of a bootstrap over seeds, and over images where
-a table's score is compared; otherwise it is open (None). Thresholds, and which conditions are decisive, are ours.
+A finding is a claim and conditions of the form "this is smaller than that": met (True) or not (False) if the paired
+difference is beyond noise, 95 % of a bootstrap over seeds, and over images where a table's score is compared; otherwise
+open (None). Thresholds, and which conditions are decisive, are ours.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from .rows import STUDY
 from .stats import CHANCE, Difference, compare, paired_difference, result_matrix, summarise, summarise_replicates
 from .study import labels_of
 
-FINETUNING, L2, REPLAY, LIGHT, GENERATIVE = STUDIED = labels_of(STUDY)  # what other methods do is not asked
+FINETUNING, L2, REPLAY, LIGHT, GENERATIVE, *_ = STUDIED = labels_of(STUDY)  # what other methods do is not asked
 
 
 class Finding(NamedTuple):
@@ -75,7 +75,8 @@ class Evidence:
         if FINETUNING in self.missing:
             raise ValueError(f"no results of {', '.join(self.missing)}: the findings compare {', '.join(STUDIED)}")
         of_label = scores[scores.label.isin(STUDIED)].groupby("label").seed.unique().map(set)
-        seeds = set.intersection(*of_label)  # of an interrupted SEEDS=3, the whole ones
+        if not (seeds := set.intersection(*of_label)):  # of an interrupted SEEDS=3, the whole ones
+            raise ValueError("no seed that all rows have: the findings compare runs of the same seeds")
         self.scores, self.curves, bootstrap = (table[table.seed.isin(seeds)] for table in (scores, curves, bootstrap))
         self.summary, self.replicates = summarise(self.scores), summarise_replicates(bootstrap)
         self.seeds, self.steps, self.early, self.late = len(seeds), run["steps"], run["early"], run["late"]
@@ -224,8 +225,7 @@ def replay_overfits_early(e: Evidence) -> Finding:
     )
 
 
-# In the order of their numbers, with the rows that they compare.
-FINDINGS = {
+FINDINGS = {  # in the order of their numbers, with the rows that they compare
     finetuning_forgets: [FINETUNING],
     l2_forgets_least: STUDIED,
     light_replay_is_best: STUDIED,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from .errors import Problem
 from .files import claim, write_atomically
 from .run import Run
 from .study import known_profile, planned, results_folder
@@ -18,12 +19,17 @@ PAPER = "paper.ipynb"  # made when all figures are there
 
 
 def finished(profile: str) -> list[Run]:
-    """Raises ResultError where there is none."""
+    """The runs of a study's profile that are there, of the data sets that have finetuning: nothing is compared without.
+    Raises Problem for an experiment's profile, ResultError where there is no such run, or a damaged one."""
     from .results import ResultError, read_result
 
-    folder = results_folder(profile)
-    if not (found := [Run(**read_result(path.parent)["run"]) for path in sorted(folder.glob("*/result.json"))]):
-        raise ResultError(f"no finished run in {folder}: `make paper PROFILE={profile}` makes them")
+    p, folder = known_profile(profile), results_folder(profile)
+    if not p.has_paper:
+        raise Problem(f"{profile} is an experiment, whose notebook needs all of its runs: `make paper` draws it")
+    found = [Run(**read_result(path.parent)["run"]) for path in sorted(folder.glob("*/result.json"))]
+    datasets = {run.dataset for run in found if run.method == "finetune"} & p.datasets.keys()
+    if not (found := [run for run in found if run.dataset in datasets]):
+        raise ResultError(f"no finished run of finetuning in {folder}: `make paper PROFILE={profile}` makes them")
     return found
 
 
@@ -117,6 +123,18 @@ def write_plan(profile: str, found: dict[str, dict]) -> None:
     # Their existence is what runs wait for, not their time.
     lines += [f"{target}: | {job['after']}\n" for target, job in found.items() if "after" in job]
     write_atomically(folder / "targets.mk", lambda p: p.write_text("".join(lines)))
+
+
+def draw(profile: str) -> None:
+    """Executes the notebooks of a profile's figures and its paper on the runs that are there; makes none."""
+    from .report.execute import execute
+    from .report.page import write_page
+
+    for target, job in jobs(profile, finished(profile)).items():
+        if job["kind"] in ("figure", "paper"):
+            print(f"draw    {target}", flush=True)
+            execute(job["notebook"], target, job["parameters"])
+    write_page(Path(target), Path(target).with_suffix(".html"))
 
 
 def make_target(profile: str, target: str) -> None:

@@ -28,6 +28,7 @@ from cldiff.files import file_sha256
 from cldiff.plan import jobs
 from cldiff.profiles import FIGURES, PRETRAINED
 from cldiff.report.execute import execute
+from cldiff.report.readme import table_of
 from cldiff.results import FILES, WEIGHTS
 from cldiff.rows import AXES, BENCHMARK, FEW, IN_ORDERS, REPLAY, STUDY, SWEEP, TEN
 from cldiff.study import row_run, runs
@@ -173,6 +174,31 @@ def test_lost_and_damaged_runs_are_done_again_through_kills_to_the_same_results_
     open_to_kills = {p for p in again if p.endswith("/run.ipynb")}
     changed = {path for path in before.keys() - open_to_kills if after[path] != before[path]}
     assert changed == {p for p in before if p.startswith("figures/smoke/")} | again - open_to_kills
+
+
+def test_a_study_is_drawn_as_far_as_its_runs_are_there(tmp_path):
+    """Finetuning alone of one data set, and with one more row of the other: what `python -m cldiff draw` executes."""
+    rows = ("mnist-finetune-s0-*", "fashion_mnist-finetune-s0-*", "fashion_mnist-replay-w1-s0-*")
+    for folder in (path for row in rows for path in (ROOT / "results/small").glob(row)):
+        shutil.copytree(folder, tmp_path / "results" / folder.name)
+    words = {"results": str(tmp_path / "results"), "figures": str(tmp_path / "figures")}
+    for name in FIGURES:
+        for dataset in ("mnist", "fashion_mnist"):
+            drawn(name, dataset=dataset, **words)
+    found = {
+        name: [row[0] for row in table_of(tmp_path / f"figures/findings-{name}.md")[1:]]
+        for name in ("mnist", "fashion_mnist")
+    }
+    assert found == {"mnist": ["1", "6"], "fashion_mnist": ["1", "4", "6", "7"]}
+    assert (tmp_path / "figures/figure_strip-mnist.gif").exists()
+    execute(ROOT / "notebooks/paper.ipynb", tmp_path / "paper.ipynb", {"datasets": ["mnist", "fashion_mnist"], **words})
+    page = (tmp_path / "paper.ipynb").read_text()
+    for said in (
+        "1 of the 5 methods (MNIST), 2 of the 5 methods (Fashion-MNIST)",
+        "finding 7: **not asked yet** (MNIST)",
+        "We check 2 (MNIST), 4 (Fashion-MNIST) findings",
+    ):
+        assert said in page
 
 
 def test_unknown_profile_is_one_line(paper):

@@ -103,8 +103,9 @@ def test_generated_parts_follow_results_and_a_lost_marker_is_an_error(monkeypatc
         "docs",
         "figures/digits-long",
         "figures/small",
+        "figures/paper-cpu",
         "figures/benchmark-digits",
-        "results/small",
+        "results/paper-cpu",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name) if "results" in name else (

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 from PIL import Image
 
 from cldiff import DATASETS, METHODS, Run, __main__, load_curves, load_scores, results, study
+from cldiff.errors import Problem
 from cldiff.files import write_atomically
-from cldiff.plan import finished, jobs
+from cldiff.plan import draw, jobs
+from cldiff.profiles import FIGURES
 from cldiff.report.plots import ORDER
 from cldiff.results import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result, save_result
 from cldiff.rows import STUDY, Row
@@ -452,21 +455,35 @@ def test_the_plan_lists_a_first_task_once_before_its_runs_and_none_for_runs_that
     assert sum("after" in job for job in found.values()) == 5
 
 
-def test_a_plan_of_finished_runs_draws_what_is_there_and_trains_nothing(monkeypatch, tmp_path):
-    there = [path for row in ("finetune", "replay-w1") for path in Path("results/small").glob(f"mnist-{row}-s0-*")]
+def test_draw_executes_the_notebooks_of_data_sets_that_have_finetuning_and_no_run(monkeypatch, tmp_path):
+    there = [ROOT / "results/small" / run.name for run in runs("small") if run.method in ("finetune", "replay")]
+    made, pages = {}, []
+    monkeypatch.setattr("cldiff.report.execute.execute", lambda notebook, output, words: made.update({output: words}))
+    monkeypatch.setattr("cldiff.report.page.write_page", lambda *paths: pages.append([str(path) for path in paths]))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ResultError, match="^no finished run in results/small: `make paper PROFILE=small` makes them$"):
-        finished("small")
-    for path in there:
-        (tmp_path / path).mkdir(parents=True)
-        for file in FILES:
-            (tmp_path / path / file).write_bytes((ROOT / path / file).read_bytes())
-    found = jobs("small", finished("small"))
-    made = [target for target, job in found.items() if job["kind"] == "run"]
-    assert sorted(made) == sorted(f"{path}/result.json" for path in there)  # make finds these, and makes no other
-    assert not [job for job in found.values() if job["kind"] == "first_task" or "after" in job]
-    assert {job["parameters"]["dataset"] for job in found.values() if job["kind"] == "figure"} == {"mnist"}
-    assert found["figures/small/paper.ipynb"]["parameters"]["datasets"] == ["mnist"]
+    none = "no finished run of finetuning in results/small: `make paper PROFILE=small` makes them"
+    for folder in there:
+        if folder.name.startswith(("mnist-replay", "fashion_mnist-replay")):
+            shutil.copytree(folder, tmp_path / "results/small" / folder.name)
+    with pytest.raises(ResultError, match=f"^{none}$"):
+        draw("small")
+    first = next(folder for folder in there if folder.name.startswith("mnist-finetune"))
+    shutil.copytree(first, tmp_path / "results/small" / first.name)
+    draw("small")
+    assert {words["dataset"] for output, words in made.items() if not output.endswith("paper.ipynb")} == {"mnist"}
+    assert made["figures/small/paper.ipynb"]["datasets"] == ["mnist"] and len(made) == len(FIGURES) + 1
+    assert pages == [["figures/small/paper.ipynb", "figures/small/paper.html"]]
+
+
+def test_draw_is_for_studies_whose_results_can_be_read(monkeypatch, tmp_path):
+    with pytest.raises(Problem, match="^orders is an experiment, whose notebook needs all of its runs: `make paper`"):
+        draw("orders")
+    folder = next((ROOT / "results/small").glob("mnist-finetune-s0-*"))
+    monkeypatch.chdir(tmp_path)
+    copy = Path(shutil.copytree(folder, tmp_path / "results/small" / folder.name))
+    (copy / "scores.csv").write_text("")
+    with pytest.raises(ResultError, match=f"^results/small/{folder.name}: "):
+        draw("small")
 
 
 def test_accept_writes_what_the_rule_makes_of_a_sweep(monkeypatch, tmp_path, capsys):

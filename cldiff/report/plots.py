@@ -69,8 +69,9 @@ def name_points(axis, points, names: list[str]) -> None:
     """A name beside each of the points (number, 2) of an axis: above to the right, or away from its neighbours."""
     axis.figure.draw_without_rendering()  # else their places are not known yet
     places = axis.transData.transform(points)
-    for point, place, name in zip(points, places, names):
-        apart = place - places
+    there = np.isfinite(places).all(1)
+    for point, place, name in ((points[k], places[k], names[k]) for k in np.flatnonzero(there)):
+        apart = place - places[there]
         away = (apart / np.maximum(np.hypot(*apart.T), 1)[:, None] ** 3).sum(0) + 4e-4
         axis.annotate(
             name,

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import Problem
-from ..findings import FINETUNING
+from ..findings import FINETUNING, LIGHT, REPLAY
 from ..methods import METHODS
 from ..results import load_scores
 from ..rows import STUDY
@@ -26,6 +26,7 @@ VERDICTS = (
     "digits-long/findings-digits",
     "small/findings-mnist",
     "small/findings-fashion_mnist",
+    "paper-cpu/findings-mnist",
 )  # of figures/, as .md
 RUNNING = Path("docs/running.md")
 LEADERBOARD = Path("figures/benchmark-digits/leaderboard-digits.md")
@@ -44,29 +45,50 @@ def written(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
 
 
-def results(profile: str = "small", dataset: str = "mnist") -> str:
+def seeds_of(path: Path) -> int:
+    """As its note has them, the most that a row has."""
+    return int(re.search(r"n = (?:\d+ to )?(\d+) seed", path.read_text(encoding="utf-8"))[1])
+
+
+def number_of(seeds: int) -> str:
+    return f"{seeds} seed{'s' * (seeds > 1)}"
+
+
+def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
     """What became of finetuning and replay, in the published runs, and who leads the benchmark."""
     scores = load_scores(Path("results", profile), dataset, STUDY)
     floor = scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
-    steps, replay = PROFILES[profile].settings["steps"], "Experience replay, weight 1"
+    steps, seeds = PROFILES[profile].settings.get("steps", Run.steps), scores.seed.nunique()
 
-    def value(label: str, metric: str, of: Callable[[np.ndarray], float], digits: int) -> str:
+    def value(
+        label: str, metric: str, of: Callable[[np.ndarray], float] = average, digits: int = 2, split: str = "test"
+    ) -> str:
+        if label not in set(scores.label):
+            raise Problem(f"no results of {label} in results/{profile}: README's sentence is about it")
         runs = scores[scores.label == label].groupby("seed")
-        return mean_and_error(pd.Series([of(result_matrix(run, metric, "test")) for _, run in runs]), digits)
+        return mean_and_error(pd.Series([of(result_matrix(run, metric, split)) for _, run in runs]), digits)
+
+    light = LIGHT in set(scores.label)  # not run yet in some profiles
+    light = ""
+    if LIGHT in set(scores.label):  # not run yet in some profiles
+        light = f"; with 0.01 at {value(LIGHT, 'fid', digits=0)} and {value(LIGHT, 'bpd')} bits"
+
+    def copied(matrix: np.ndarray) -> float:
+        return 100 * matrix[-1, :-1].mean()
 
     head, *board = table_of(LEADERBOARD)
     fid = {row[0]: row[head.index("avg FID, test ↓")] for row in board}
     short = PROFILES["benchmark-digits"].settings["steps"]
     return (
-        f"On {DATASETS[dataset].title}, {steps:,} steps a task, finetuning ends at an average FID of "
-        f"{value(FINETUNING, 'fid', average, 0)} where real images have {floor:.0f}, and bits per dimension hardly "
-        f"notice: they are {value(FINETUNING, 'bpd', average, 2)}, and rose by "
-        f"{value(FINETUNING, 'bpd', forgetting, 2)} on old tasks. Experience replay (weight 1) ends at "
-        f"{value(replay, 'fid', average, 0)}. On the digits, 8x8 pixels, {short} steps, of {len(METHODS)} methods "
-        f"([leaderboard]({LEADERBOARD})): finetuning {fid[FINETUNING]}, experience replay {fid[replay]}, distilled "
-        f"replay {fid['Distilled replay, weight 1']}, generative distillation "
-        f"{fid['Generative distillation, weight 1']}. Mean and standard error, {scores.seed.nunique()} seeds; FID in "
-        "features of a LeNet, against test images."
+        f"On {DATASETS[dataset].title}, {steps:,} steps a task, {number_of(seeds)}, finetuning ends at an average FID "
+        f"of {value(FINETUNING, 'fid', digits=0)} where real images have {floor:.0f}, and bits per dimension hardly "
+        f"notice ({value(FINETUNING, 'bpd')}; on old tasks up by {value(FINETUNING, 'bpd', forgetting)}). Experience "
+        f"replay with weight 1 ends at {value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
+        f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{light}. On "
+        f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, of {len(METHODS)} methods: "
+        f"finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay "
+        f"{fid['Distilled replay, weight 1']}, generative distillation {fid['Generative distillation, weight 1']}. "
+        "FID in features of a LeNet, against test images."
     )
 
 
@@ -74,8 +96,8 @@ def minutes() -> str:
     """What the first command does, and how long that takes."""
     took = {row[0]: row[-1] for row in table_of(RUNNING)}
     return (
-        f"trains the study's methods on the digits, {PROFILES['digits'].settings['steps']} steps a task, one seed "
-        "(those below: `PROFILE=digits-long SEEDS=3`), and draws everything into `figures/digits`: "
+        f"trains the study's methods on the digits, {PROFILES['digits'].settings['steps']} steps a task, one seed, "
+        "and draws everything into `figures/digits`: "
         f"{took['`make paper`']} on two CPU cores, after an installation of {took['`make setup`']} (Python 3.10 or "
         "later and `make`). No GPU, no download of data. Then open `figures/digits/paper.html`, or "
         "`make lab`."
@@ -84,24 +106,26 @@ def minutes() -> str:
 
 def verdicts() -> str:
     """The seven findings, and whether they hold on each data set."""
-    small, digits = PROFILES["small"].settings, PROFILES["digits"].settings
-    found, titles, seeds = [], [], []
+    late, found, titles, seeds = PROFILES["digits"].settings["late"], [], [], []
     for name in VERDICTS:
-        path = Path("figures", f"{name}.md")
-        seeds.append(int(re.search(r"n = (\d+) seed", path.read_text(encoding="utf-8"))[1]))
-        titles.append(f"[{DATASETS[name.split('-')[-1]].title}]({path}), {seeds[-1]} seed{'s' * (seeds[-1] > 1)}")
-        found.append(table_of(path))
+        path, dataset = Path("figures", f"{name}.md"), name.split("-")[-1]
+        steps = PROFILES[path.parent.name].settings.get("steps", Run.steps)
+        seeds.append(seeds_of(path))
+        titles.append(f"[{DATASETS[dataset].title}]({path}), {steps:,} steps, {number_of(seeds[-1])}")
+        found.append({row[0]: row for row in table_of(path)})
     about = (
-        f"The study trains {Run.steps:,} steps a task; these are small networks on two CPU cores, and "
-        f"{small['steps']:,} steps: verdicts say what becomes of the findings at this scale "
-        "([discussion](docs/results.md), also of the first runs of that length). A finding none of whose decisive "
-        "conditions is met does not hold; in brackets, how many of all are met. Conditions (ours) and numbers: behind "
-        "each data set's name. They ask little more than that all seeds agree, which by chance "
-        f"{' and '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds)))}. t: 0 is the picture, "
-        f"{Run.timesteps - 1} noise; on the digits the late one is {digits['late']}."
+        f"The study trains {Run.steps:,} steps a task; these are small networks on two CPU cores. A finding with no "
+        "decisive condition met does not hold; in brackets, how many of all are met. Conditions (ours) and numbers: "
+        "behind each data set's name. They ask little more than that all seeds agree (by chance "
+        f"{', '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds) - {1}))}; of one, noise is not "
+        f"known). t = {Run.timesteps - 1} is noise; late on the digits is t = {late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.
-    rows = [[row[0], row[1], *(table[k][-1] for table in found)] for k, row in enumerate(found[1]) if k]
+    rows = [
+        [number, row[1], *(table[number][-1] if number in table else "not run yet" for table in found)]
+        for number, row in found[1].items()
+        if number
+    ]
     return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])
 
 
