@@ -88,8 +88,8 @@ def lab(tmp_path_factory):
     for name, parameters in SMALL.items():
         book = load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
         nbformat.write(parameterize_notebook(book, parameters), folder / "notebooks" / f"{name}.ipynb")
-    for weights in (ROOT / "results" / "small").glob("mnist-*/weights.pt"):  # tutorial 2 shows what they draw
-        shutil.copytree(weights.parent, folder / "results" / "small" / weights.parent.name)
+    for weights in (ROOT / "results" / "paper-cpu").glob("mnist-*/weights.pt"):  # tutorial 2 shows what they draw
+        shutil.copytree(weights.parent, folder / "results" / "paper-cpu" / weights.parent.name)
     settings = folder / "jupyter" / "CONFIG" / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)  # no question about news, which would cover a part of the notebook
     (settings / "notification.jupyterlab-settings").write_text('{"checkForUpdates": false, "fetchNews": "false"}')
