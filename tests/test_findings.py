@@ -283,6 +283,12 @@ def test_without_finetuning_nothing_is_asked_and_one_line_says_so():
     assert "\n" not in str(error.value)
 
 
+def test_rows_that_share_no_seed_are_one_line():
+    scores = pd.DataFrame({"label": [FINETUNING, REPLAY], "seed": [0, 1]})
+    with pytest.raises(ValueError, match="^no seed that all rows have: "):
+        Evidence(scores, scores, scores, {"steps": 100, "early": 50, "late": 700})
+
+
 @pytest.mark.parametrize(
     "there, numbers",
     [

@@ -68,7 +68,6 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         runs = scores[scores.label == label].groupby("seed")
         return mean_and_error(pd.Series([of(result_matrix(run, metric, split)) for _, run in runs]), digits)
 
-    light = LIGHT in set(scores.label)  # not run yet in some profiles
     light = ""
     if LIGHT in set(scores.label):  # not run yet in some profiles
         light = f"; with 0.01 at {value(LIGHT, 'fid', digits=0)} and {value(LIGHT, 'bpd')} bits"
@@ -88,7 +87,7 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, of {len(METHODS)} methods: "
         f"finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay "
         f"{fid['Distilled replay, weight 1']}, generative distillation {fid['Generative distillation, weight 1']}. "
-        "FID in features of a LeNet, against test images."
+        "FID in features of a LeNet, test images; ± standard error."
     )
 
 
