@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from .rows import AXES, BENCHMARK, FEW, IN_ORDERS, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
 from .run import Run
+from .tasks import DATASETS
 
 # The study's notebooks, each executed once for every data set; its paper is made when all of them are there.
 FIGURES = (
@@ -54,6 +55,7 @@ _DIGITS = dict(
     bound_terms=20,
     curve_every=40,
 )
+_DIGITS_LONG = dict(_DIGITS, steps=1_000, curve_every=200)
 _SMALL = dict(
     channels=16,
     blocks=1,
@@ -99,12 +101,20 @@ _SHORT = dict(
     bound_images=250,
     curve_every=250,
 )
+_SWEPT = dict(bound_terms=10, bound_images=50, curve_images=20)  # a sweep reads little but FID
 # From scratch, and from the network that paper-cpu's finetuning on MNIST ended with, whose weights are published.
 PRETRAINED = tuple(
     row._replace(settings=settings)
     for settings in ({"start": ""}, {"start": Run(dataset="mnist", method="finetune", **_PAPER_CPU).name})
     for row in IN_ORDERS[:3]
 )
+
+
+def _experiment(help: str, dataset: str, settings: dict, rows: tuple[Row, ...], figure: str, **more) -> Profile:
+    """One data set and one notebook; published unless `more` says otherwise."""
+    return Profile(help, {dataset: {}}, settings, rows, figures=(figure,), **{"published": True, **more})
+
+
 PROFILES = {
     "smoke": Profile(
         "a few steps of everything; nothing to learn from its numbers",
@@ -125,30 +135,8 @@ PROFILES = {
         ),
     ),
     "digits": Profile("scikit-learn's digits, 8x8 pixels, from scratch", {"digits": {}}, _DIGITS, sweep="digits-sweep"),
-    "benchmark-digits": Profile(
-        "the field's methods on the digits",
-        {"digits": {}},
-        _DIGITS,
-        BENCHMARK,
-        sweep="digits-sweep",
-        figures=("benchmark",),
-        published=True,
-    ),
-    "axes-digits": Profile(
-        "the benchmark's best methods with other buffers and five times the steps",
-        {"digits": {}},
-        _DIGITS,
-        AXES,
-        sweep="digits-sweep",
-        figures=("axes",),
-        published=True,
-    ),
     "digits-long": Profile(
-        "the same with five times the steps",
-        {"digits": {}},
-        dict(_DIGITS, steps=1_000, curve_every=200),
-        sweep="digits-sweep",
-        published=True,
+        "the same with five times the steps", {"digits": {}}, _DIGITS_LONG, sweep="digits-sweep", published=True
     ),
     "small": Profile(
         "MNIST and Fashion-MNIST, a small U-Net, 1,000 steps a task", _GREY, _SMALL, sweep="small-sweep", published=True
@@ -173,87 +161,98 @@ PROFILES = {
         sweep="small-sweep",
         published=True,
     ),
-    "replay": Profile(
+    "benchmark-digits": _experiment(
+        "the field's methods on the digits", "digits", _DIGITS, BENCHMARK, "benchmark", sweep="digits-sweep"
+    ),
+    **{
+        f"benchmark-{dataset}": _experiment(
+            f"the field's methods on {DATASETS[dataset].title}, 1,000 steps a task",
+            dataset,
+            _SHORT,
+            BENCHMARK,
+            "benchmark",
+            sweep=f"{dataset}-sweep",
+        )
+        for dataset in _GREY
+    },
+    "axes-digits": _experiment(
+        "the benchmark's best methods with other buffers and five times the steps",
+        "digits",
+        _DIGITS,
+        AXES,
+        "axes",
+        sweep="digits-sweep",
+    ),
+    "replay": _experiment(
         "the replay experiment: two tasks of the digits, 1,000 steps each",
-        {"digits": {}},
-        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
+        "digits",
+        dict(_DIGITS_LONG, tasks=2),
         REPLAY,
-        figures=("replay",),
+        "replay",
+        published=False,
     ),
-    "replay-short": Profile(
-        "the same with 200 steps", {"digits": {}}, dict(_DIGITS, tasks=2), REPLAY, figures=("replay",)
+    "replay-short": _experiment(
+        "the same with 200 steps", "digits", dict(_DIGITS, tasks=2), REPLAY, "replay", published=False
     ),
-    "replay-confirm": Profile(
+    "replay-confirm": _experiment(
         "the arms that the replay experiment left, on other seeds",
-        {"digits": {}},
-        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200),
+        "digits",
+        dict(_DIGITS_LONG, tasks=2),
         REPLAY_KEPT,
-        figures=("replay",),
-        published=True,
+        "replay",
         first_seed=3,
     ),
-    "replay-few": Profile(
+    "replay-few": _experiment(
         "replay with 2 to 20 images, as many of each class, on the seeds of replay-confirm",
-        {"digits": {}},
-        dict(_DIGITS, tasks=2, steps=1_000, curve_every=200, balanced=True),
+        "digits",
+        dict(_DIGITS_LONG, tasks=2, balanced=True),
         FEW,
-        figures=("few",),
-        published=True,
+        "few",
         first_seed=3,
     ),
-    "replay-mnist": Profile(  # 3,200 passes over an image of the buffer, as in paper-cpu's 20,000 steps with 200
+    "replay-mnist": _experiment(  # 3,200 passes over an image of the buffer, as in paper-cpu's 20,000 steps with 200
         "those arms on MNIST's first two tasks, 2,000 steps, 20 images a task kept",
-        {"mnist": {}},
+        "mnist",
         dict(_PAPER_CPU, tasks=2, steps=2_000, buffer=20, bound_images=500),
         REPLAY_KEPT,
-        figures=("replay",),
-        published=True,
+        "replay",
     ),
-    "orders": Profile(
-        "the tasks of the digits in three orders",
-        {"digits": {}},
-        _DIGITS,
-        IN_ORDERS,
-        figures=("orders",),
-        published=True,
+    "orders": _experiment("the tasks of the digits in three orders", "digits", _DIGITS, IN_ORDERS, "orders"),
+    "orders-mnist": _experiment("the tasks of MNIST in three orders", "mnist", _SHORT, IN_ORDERS, "orders"),
+    "pretrained": _experiment(
+        "Fashion-MNIST's tasks from scratch and from MNIST's network", "fashion_mnist", _SHORT, PRETRAINED, "pretrained"
     ),
-    "orders-mnist": Profile(
-        "the tasks of MNIST in three orders", {"mnist": {}}, _SHORT, IN_ORDERS, figures=("orders",), published=True
-    ),
-    "pretrained": Profile(
-        "Fashion-MNIST's tasks from scratch and from MNIST's network",
-        {"fashion_mnist": {}},
-        _SHORT,
-        PRETRAINED,
-        figures=("pretrained",),
-        published=True,
-    ),
-    "ten": Profile(
-        "MNIST's and Fashion-MNIST's tasks in one sequence",
-        {"mnist_fashion": {}},
-        _SHORT,
-        TEN,
-        figures=("ten",),
-        published=True,
-    ),
-    "digits-sweep": Profile(
+    "ten": _experiment("MNIST's and Fashion-MNIST's tasks in one sequence", "mnist_fashion", _SHORT, TEN, "ten"),
+    "digits-sweep": _experiment(
         "weights of every method that has one, judged on validation images",
-        {"digits": {}},
+        "digits",
         _DIGITS,
         SWEEP,
-        figures=("sweep",),
+        "sweep",
+        published=False,
     ),
+    **{
+        f"{dataset}-sweep": _experiment(
+            f"the same on the first three tasks of {DATASETS[dataset].title}, a quarter of benchmark-{dataset}'s steps",
+            dataset,
+            dict(_SHORT, **_SWEPT, tasks=3, steps=250, samples=256),
+            SWEEP,
+            "sweep",
+            published=False,
+        )
+        for dataset in _GREY
+    },
     "paper-cpu-sweep": Profile(
         "weights of L2 for paper-cpu, a twentieth of its steps",
         _GREY,
-        dict(_PAPER_CPU, steps=1_000, samples=512, bound_terms=10, bound_images=50, curve_images=20),
+        dict(_PAPER_CPU, **_SWEPT, steps=1_000, samples=512),
         rows=SWEEP[:6],
         figures=("sweep",),
     ),
     "small-sweep": Profile(
         "weights of L2 at 28x28, a quarter of small's steps",
         _GREY,
-        dict(_SMALL, steps=250, samples=256, bound_terms=10, bound_images=50, curve_images=20),  # little but FID
+        dict(_SMALL, **_SWEPT, steps=250, samples=256),
         rows=SWEEP[:6],
         figures=("sweep",),
     ),

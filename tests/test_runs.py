@@ -24,6 +24,7 @@ from cldiff.unet import UNet
 
 ROOT = Path(__file__).parents[1]
 SMOKE = runs("smoke")
+WAITING = {"paper-cpu", "benchmark-mnist", "benchmark-fashion_mnist"}  # for their sweeps
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_git_keeps_the_results_of_published_profiles_alone():
 
 def test_profiles_are_valid_and_the_paper_keeps_its_protocol():
     for profile, p in PROFILES.items():
-        if profile == "paper-cpu":  # waits for its sweep
+        if profile in WAITING:
             continue
         found = {run.name for run in runs(profile, seeds=2)}
         # A weight that a sweep chose may be the study's, whose row then is there already.
@@ -359,7 +360,7 @@ def test_runs_of_several_settings_are_read_one_setting_at_a_time(tmp_path):
 def test_every_target_has_a_notebook_and_its_parameters_fit():
     from cldiff.report.execute import check_parameters
 
-    for profile in PROFILES.keys() - {"paper-cpu"}:  # waits for its sweep
+    for profile in PROFILES.keys() - WAITING:
         for job in jobs(profile).values():
             if job["kind"] != "first_task":
                 check_parameters(ROOT / job["notebook"], job["parameters"])
@@ -515,7 +516,8 @@ def test_every_row_without_a_weight_needs_its_sweep(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     (tmp_path / "chosen.json").write_text("{}")
     swept = {name: p for name, p in PROFILES.items() if p.sweep}
-    assert set(swept) == {"digits", "digits-long", "small", "paper-cpu", "paper", "benchmark-digits", "axes-digits"}
+    benchmarks = {f"benchmark-{dataset}" for dataset in ("digits", "mnist", "fashion_mnist")}
+    assert set(swept) == {"digits", "digits-long", "small", "paper-cpu", "paper", "axes-digits"} | benchmarks
     for name, p in swept.items():
         unchosen = {row.method for row in p.rows if row.weight is None and METHODS[row.method].weight is not None}
         assert unchosen and "finetune" not in unchosen
