@@ -105,10 +105,19 @@ def accept(words: argparse.Namespace) -> None:
     """keep the weights that a finished sweep chooses, for the profiles that ask for them"""
     from .results import load_scores
     from .stats import best_weights
-    from .study import keep_chosen, known_profile, results_folder
+    from .study import keep_chosen, results_folder, runs
 
-    for dataset in known_profile(words.profile).datasets:
-        found = best_weights(load_scores(results_folder(words.profile), dataset))
+    folder, asked = results_folder(words.profile), runs(words.profile)
+    there = [run for run in asked if (folder / run.name / "result.json").exists()]
+    begun = {(run.dataset, run.method) for run in there}  # others may be swept another day
+    wanting = [run.name for run in asked if run not in there and (not there or (run.dataset, run.method) in begun)]
+    if wanting:
+        raise Problem(
+            f"{folder} lacks {len(wanting)} of the trials, {wanting[0]} first: `make paper PROFILE={words.profile}` "
+            "makes them"
+        )
+    for dataset in dict.fromkeys(run.dataset for run in there):
+        found = best_weights(load_scores(folder, dataset))
         keep_chosen(words.profile, dataset, found)
         print(f"{dataset}: {', '.join(f'{method} {weight:g}' for method, weight in found.items())}")
 

@@ -495,6 +495,9 @@ def test_accept_writes_what_the_rule_makes_of_a_sweep(monkeypatch, tmp_path, cap
         asked.append(folder)
         return sweep({("l2", weight): fid for weight, fid in scores[dataset].items()})
 
+    for run in runs("paper-cpu-sweep"):
+        finish(tmp_path / "results/paper-cpu-sweep", run)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     monkeypatch.setattr(results, "load_scores", load)
     monkeypatch.setattr(sys, "argv", ["cldiff", "accept", "paper-cpu-sweep"])
@@ -509,6 +512,31 @@ def test_accept_writes_what_the_rule_makes_of_a_sweep(monkeypatch, tmp_path, cap
         ("mnist", 0.1),
         ("fashion_mnist", 1.0),
     }
+
+
+def test_accept_takes_methods_and_data_sets_one_by_one_but_no_half_sweep_of_a_method(monkeypatch, tmp_path, capsys):
+    def refused() -> str:
+        with pytest.raises(SystemExit) as error:
+            __main__.main()
+        return str(error.value)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
+    monkeypatch.setattr(sys, "argv", ["cldiff", "accept", "paper-cpu-sweep"])
+    monkeypatch.setattr(results, "load_scores", lambda *words: sweep({("l2", 0.0): 9.0, ("l2", 0.1): 3.0}))
+    (tmp_path / "chosen.json").write_text("{}")
+    trials = runs("paper-cpu-sweep", only="mnist-")
+    folder = Path("results/paper-cpu-sweep")
+    makes = "`make paper PROFILE=paper-cpu-sweep` makes them"
+    assert refused() == f"error: {folder} lacks 12 of the trials, {trials[0].name} first: {makes}"
+    for run in trials[:-1]:
+        finish(folder, run)
+    assert refused() == f"error: {folder} lacks 1 of the trials, {trials[-1].name} first: {makes}"
+    assert (tmp_path / "chosen.json").read_text() == "{}"
+    finish(folder, trials[-1])
+    __main__.main()
+    assert capsys.readouterr().out == "mnist: l2 0.1\n"
+    assert json.loads((tmp_path / "chosen.json").read_text()) == {"paper-cpu-sweep": {"mnist": {"l2": 0.1}}}
 
 
 def test_every_row_without_a_weight_needs_its_sweep(monkeypatch, tmp_path):
