@@ -70,6 +70,8 @@ def draw(words: argparse.Namespace) -> None:
 
 def run(words: argparse.Namespace) -> None:
     """make the runs of a profile that are not there yet, one after the other or on a cluster, without Jupyter"""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "60")  # one line a minute in a log file
     from .plan import set_aside_damaged
     from .study import known_profile, planned, results_folder, runs
     from .train import pick_device
@@ -82,7 +84,8 @@ def run(words: argparse.Namespace) -> None:
     asked = runs(words.profile, words.seeds, words.only)
     if not asked:
         raise ValueError(
-            f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list {words.profile}` names them"
+            f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list {words.profile}` names "
+            "them; a method of your own needs a row in cldiff/rows.py and its name in METHODS"
         )
     out, total = words.out or results_folder(words.profile), len(asked)
     set_aside_damaged(asked, out, known_profile(words.profile).published and not words.out)
@@ -98,15 +101,17 @@ def run(words: argparse.Namespace) -> None:
         rest = left(words.profile, words.seeds, words.only, out)
     else:
         rest = run_pending(words.profile, words.seeds, words.only, out, words.device, words.data, budget)
-    print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else ""))
+    print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else f", results are in {out}"))
 
 
 def accept(words: argparse.Namespace) -> None:
     """keep the weights that a finished sweep chooses, for the profiles that ask for them"""
     from .results import load_scores
     from .stats import best_weights
-    from .study import keep_chosen, results_folder, runs
+    from .study import PROFILES, keep_chosen, results_folder, runs
 
+    if words.profile not in (sweeps := {p.sweep for p in PROFILES.values() if p.sweep}):
+        raise ValueError(f"{words.profile!r} is no sweep; known: {', '.join(sorted(sweeps))}")
     folder, asked = results_folder(words.profile), runs(words.profile)
     there = [run for run in asked if (folder / run.name / "result.json").exists()]
     begun = {(run.dataset, run.method) for run in there}  # others may be swept another day

@@ -27,12 +27,17 @@ def labels_of(rows: Iterable[Row]) -> list[str]:
 def chosen(sweep: str, dataset: str, method: str) -> float:
     """The weight that a finished sweep chose. Raises ValueError where there is none yet."""
     found = json.loads(CHOSEN.read_text()).get(sweep, {}).get(dataset, {})
-    if method not in found:
+    if method in found:
+        return found[method]
+    if method not in {row.method for row in known_profile(sweep).rows}:
         raise ValueError(
-            f"no weight of {method} on {dataset} was chosen yet: `make paper PROFILE={sweep}` and then "
-            f"`python -m cldiff accept {sweep}` choose it"
+            f"{method} has neither a weight in its row nor trials in {sweep}: give one of them in cldiff/rows.py (the "
+            "smallest of the trials in _SMALLEST)"
         )
-    return found[method]
+    raise ValueError(
+        f"no weight of {method} on {dataset} was chosen yet: `make paper PROFILE={sweep}` and then "
+        f"`python -m cldiff accept {sweep}` choose it"
+    )
 
 
 def keep_chosen(sweep: str, dataset: str, weights: dict[str, float]) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +36,18 @@ def one_line_errors(run: Run, device: str | torch.device) -> Iterator[None]:
         if run.compiled and type(error).__module__.startswith("torch._"):  # of torch's compiler
             raise _not_compiled(error) from error
         raise
+
+
+@contextmanager
+def located_errors() -> Iterator[None]:
+    """Raises TrainingError, which says where it was, for a mistake in a method's code that a command, which knows no
+    more of it than its words, would take for a wrong parameter."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "torch" not in Path(frame.filename).parts][-1]
+        raise TrainingError(f"{own.filename}:{own.lineno}: {type(error).__name__}: {error}") from error
 
 
 def check_compiler(device: str | torch.device) -> None:
@@ -117,7 +130,8 @@ def _tasks(
     first_task_only: bool,
 ) -> Iterator[Step]:
     """What is left of all tasks."""
-    with one_line_errors(learner.run, learner.device):  # of what is done here, not of the caller's between two steps
+    # Of what is done here, not of the caller's between two steps.
+    with one_line_errors(learner.run, learner.device), located_errors():
         path = None if folder is None else Path(folder) / CHECKPOINT
         if path and (first_task_only or not learner.load(path)):
             first = first_task_path(learner.run, Path(folder))

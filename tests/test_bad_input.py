@@ -95,10 +95,12 @@ WORDS = [  # of python -m cldiff
     (["run", "huge"], "unknown profile 'huge'; known: smoke, digits, "),
     (
         ["run", "smoke", "--only", "mnist"],
-        "no run of smoke starts with 'mnist': `python -m cldiff list smoke` names them",
+        "no run of smoke starts with 'mnist': `python -m cldiff list smoke` names them; a method of your own "
+        "needs a row in cldiff/rows.py and its name in METHODS",
     ),
     (["list", "smoke", "--budget", "9m"], "unrecognized arguments: --budget 9m"),
-    (["accept", "smoke"], "no finished run on digits in results/smoke"),
+    (["accept", "smoke"], "'smoke' is no sweep; known: digits-sweep, fashion_mnist-sweep, "),
+    (["accept", "digits-sweep"], "results/digits-sweep lacks 78 of the trials, digits-l2-w0-s0-"),
     (["features", "own"], f"unknown data set 'own'; known: {', '.join(DATASETS)}"),
     (["verify", "none"], "no weights.pt in the folders of none"),
     (["make", "smoke", "target"], "[Errno 2] No such file or directory: 'results/smoke/jobs.json'"),

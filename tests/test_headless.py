@@ -112,7 +112,7 @@ def test_killed_at_random_moments_it_leaves_the_same_results(tmp_path):
         process.wait()
     assert list((tmp_path / "killed").rglob("*.pt"))  # it had got that far
     done = subprocess.run(killed, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == "0 of 2 runs are left\n"
+    assert (done.returncode, done.stdout) == (0, f"0 of 2 runs are left, results are in {tmp_path / 'killed'}\n")
     for run in (run for run in runs("smoke") if run.method == "replay"):
         assert contents(tmp_path / "whole" / run.name) == contents(tmp_path / "killed" / run.name)
 

@@ -1,8 +1,10 @@
 import copy
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,37 @@ def replayed(learner) -> Batch:
 def pixels(images) -> list[bytes]:
     """What tells one image from another: no two of the digits are the same."""
     return [image.numpy().tobytes() for image in images]
+
+
+HOOKS = {name: value for name, value in vars(Method).items() if inspect.isroutine(value) and name[0] != "_"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_class_is_one_that_training_understands(name):
+    """What would fail late or not at all: labels mix runs, misspelled hooks are never called."""
+    method = METHODS[name]
+    assert re.fullmatch("[a-z][a-z0-9_]*", name) and inspect.isclass(method)
+    assert [other for other in METHODS if METHODS[other].label == method.label] == [name], "give it a label of its own"
+    for hook, known in HOOKS.items():
+        expected, found = (list(inspect.signature(value).parameters) for value in (known, getattr(method, hook)))
+        assert found == expected, f"{hook}: expected these parameters"
+    own = [key for key, value in vars(method).items() if inspect.isroutine(value) and key[0] != "_"]
+    for key in set(own) - HOOKS.keys():
+        alike = set(get_close_matches(key, HOOKS, cutoff=0.8))
+        assert not alike, f"{key} is no hook: is it misspelled?"
+    assert issubclass(method.Options, Parameters)
+    for f in dataclasses.fields(method.Options):
+        assert "help" in f.metadata, f"{f.name}: declare it by number(), among() or flag()"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_a_subclass_remembers_outlives_the_next_task(method, three):
+    learner = at_task(tiny(method), three, 1)
+    learner.update()
+    learner.method.state["own"] = torch.ones(1)
+    learner.next_task()
+    assert "own" in learner.method.state
+    learner.update()
 
 
 @pytest.mark.parametrize("method", WEIGHTED)
@@ -424,6 +457,18 @@ def test_a_method_that_acts_in_the_first_task_has_one_of_its_own_and_continues_b
     *_, last = train(run, three, tmp_path / run.name)
     assert same(weights(last.learner), whole[-1]) and "ema scale" in whole[-1]
     assert last.learner.method.state["steps"] == 2 * 6 and last.learner.method.other > 0
+
+
+@pytest.mark.parametrize("mistake", [TypeError, ValueError, KeyError])
+def test_a_mistake_in_a_hook_says_where_it_is(monkeypatch, three, mistake):
+    class Mistaken(Method):
+        label = "Mistaken"
+
+        def batch(self, learner, current):
+            raise mistake("why")
+
+    with pytest.raises(TrainingError, match=rf"test_methods\.py:\d+: {mistake.__name__}: .?why.?$"):
+        list(train(with_method(monkeypatch, Mistaken), three))
 
 
 def test_state_in_the_shared_first_task_is_an_error(monkeypatch, three):

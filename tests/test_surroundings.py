@@ -125,7 +125,7 @@ def test_nobody_need_listen_to_what_a_run_says(stderr, tmp_path):
         text=True,
     )
     os.close(writer)
-    assert (done.returncode, done.stdout) == (0, "0 of 1 runs are left\n")
+    assert (done.returncode, done.stdout) == (0, f"0 of 1 runs are left, results are in {tmp_path}\n")
     assert len(list(tmp_path.glob("*/result.json"))) == 1
 
 

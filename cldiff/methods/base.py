@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..unet import UNet
 
 
-@dataclass
+@dataclass(slots=True)
 class Batch:
     """Examples of one step. The loss is the sum over examples of share * mean squared error against the target."""
 

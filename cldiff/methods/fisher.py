@@ -73,12 +73,12 @@ class EWC(Method):
         found = self.importance(learner)
         if self.state:
             found += self.options.decay * self.state["importance"]
-        self.state = {"anchor": vector(learner).detach(), "importance": found}
+        self.state |= {"anchor": vector(learner).detach(), "importance": found}
 
     def penalty(self, learner: Learner) -> Tensor | None:
         if not self.state:
             return None
-        return self.weight / 2 * distance(learner, **self.state)
+        return self.weight / 2 * distance(learner, self.state["anchor"], self.state["importance"])
 
 
 class MAS(EWC):
@@ -117,7 +117,7 @@ class Rank1EWC(Method):
             # How far a row's own anchor lies behind the newest: one anchor is enough, and rounding stays small.
             moved.insert(0, self.state["moved"] + self.state["rows"] @ (here - self.state["anchor"]))
             rows.insert(0, self.state["rows"])
-        self.state = {"anchor": here, "rows": torch.cat(rows), "moved": torch.cat(moved)}
+        self.state |= {"anchor": here, "rows": torch.cat(rows), "moved": torch.cat(moved)}
 
     def penalty(self, learner: Learner) -> Tensor | None:
         if not self.state:

@@ -22,7 +22,7 @@ class LwF(Method):
     passes = 7
 
     def start_task(self, learner: Learner) -> None:
-        self.state = frozen(learner)
+        self.state |= frozen(learner)
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
         if not self.state or self.weight == 0:

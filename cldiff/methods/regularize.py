@@ -21,7 +21,7 @@ class L2(Method):
     tuned = True
 
     def start_task(self, learner: Learner) -> None:
-        self.state = {"anchor": vector(learner).detach()}
+        self.state |= {"anchor": vector(learner).detach()}
 
     def penalty(self, learner: Learner) -> Tensor | None:
         if not self.state or self.weight == 0:

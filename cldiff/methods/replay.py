@@ -45,7 +45,7 @@ class Replay(Method):
 
     def start_task(self, learner: Learner) -> None:
         images, ids = ([of(learner, task) for task in range(learner.task)] for of in (self.remember, self.ids))
-        self.state = {"images": torch.cat(images), "task": torch.cat(ids)}
+        self.state |= {"images": torch.cat(images), "task": torch.cat(ids)}
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
         if not self.state or self.weight == 0:

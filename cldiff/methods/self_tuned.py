@@ -34,7 +34,7 @@ class SelfTunedReplay(Replay):
         place = (task[:, None] == task).tril().sum(1) - 1  # of an image, among those of its ID
         held = place % 10 == 1
         unseen = held if held.any() else ~held  # of a single image there is no tenth: plain replay
-        self.state = {"images": images[~held], "task": task[~held]}
+        self.state |= {"images": images[~held], "task": task[~held]}
         self.state |= {"unseen": images[unseen], "unseen task": task[unseen]}
         self.state["losses"] = torch.zeros(2, self.options.bins, device=learner.device)  # of the buffer, of the unseen
 

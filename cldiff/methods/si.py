@@ -37,7 +37,7 @@ class SI(Method):
         self.gradient = torch.cat([p.grad.flatten() for p in learner.net.parameters()])
         if not self.state:
             nothing = torch.zeros_like(self.before)
-            self.state = {"anchor": self.before, "importance": nothing, "work": nothing.clone()}
+            self.state |= {"anchor": self.before, "importance": nothing, "work": nothing.clone()}
 
     def after_step(self, learner: Learner) -> None:
         if self.state:
@@ -48,7 +48,7 @@ class SI(Method):
             return
         here, s = vector(learner).detach(), self.state
         found = s["work"].clamp(min=0) / ((here - s["anchor"]).square() + self.options.xi)
-        self.state = {"anchor": here, "importance": s["importance"] + found, "work": torch.zeros_like(here)}
+        self.state |= {"anchor": here, "importance": s["importance"] + found, "work": torch.zeros_like(here)}
 
     def penalty(self, learner: Learner) -> Tensor | None:
         if not self.state or learner.task == 0:

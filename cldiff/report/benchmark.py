@@ -56,8 +56,8 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
     floor = scores[(scores.metric == "fid_floor") & (scores.split == "test")].value.mean()
     note = (
         f"{seeds_note(scores)}, by average FID against test images, where real images have {floor:.1f}. Weights are "
-        "those that the sweep chose on validation images; beside them the study's; rows that name `shared` have weight "
-        f"1. Bold: the best average, and what {DRAWS:,} draws of a paired bootstrap over seeds and images cannot tell "
+        "those that the sweep chose on validation images, or a row's own (the study's, and 1 where it names `shared`). "
+        f"Bold: the best average, and what {DRAWS:,} draws of a paired bootstrap over seeds and images cannot tell "
         f"from it; °: what they cannot tell from finetuning; both{chance} uncorrected for the number of rows. FID: "
         f"{drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}). BPD: on {sizes(bound.n)} test "
         "images per task. Recall: against test images. Forgetting: positive means worse."
@@ -87,8 +87,9 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
         )
         for name in table.columns.drop("ours")
     }
+    compared = scores[scores.label.isin(labels[table.index])]
     note = (
-        f"{seeds_note(scores)}; average FID against test images, in brackets as a multiple of joint training's. "
+        f"{seeds_note(compared)}; average FID against test images, in brackets as a multiple of joint training's. "
         "Extractors and networks differ: orders and multiples compare, FIDs do not. Rank correlation of these "
         f"{len(table)} methods with ours: "
         + ", ".join(f"{found.statistic:.2f}, p = {found.pvalue:.2f} ({name})" for name, found in agreement.items())
@@ -106,7 +107,7 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
 def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame:
     """What each label costs, the index: "time", of training, finetuning of the same seed and machine being 1, mean over
     seeds, NaN where there is none; "passes" in a step, see Method.passes; "images" and "bytes" held, see Method.held,
-    NaN where the run did not record them."""
+    NaN where the run did not record them. Raises ValueError for a label that no run there has."""
     runs = []
     for result in load_results(results, dataset).values():
         run = Run(**result["run"])
@@ -122,6 +123,10 @@ def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame
             }
         )
     runs = pd.DataFrame(runs)
+    if unknown := set(labels) - set(runs.label):
+        raise ValueError(
+            f"no run in {results} has the label {min(unknown)!r}; known: {', '.join(sorted(set(runs.label)))}"
+        )
     same = ["seed", "machine"]
     alone = runs[runs.label == FINETUNING].groupby(same).seconds.mean().rename("finetuning")
     runs = runs.join(alone, on=same)

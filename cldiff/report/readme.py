@@ -78,13 +78,14 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
     head, *board = table_of(LEADERBOARD)
     fid = {row[0]: row[head.index("avg FID, test ↓")] for row in board}
     short = PROFILES["benchmark-digits"].settings["steps"]
+    methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in fid)]
     return (
         f"On {DATASETS[dataset].title}, {steps:,} steps a task, {number_of(seeds)}, finetuning ends at an average FID "
         f"of {value(FINETUNING, 'fid', digits=0)} where real images have {floor:.0f}, and bits per dimension hardly "
         f"notice ({value(FINETUNING, 'bpd')}; on old tasks up by {value(FINETUNING, 'bpd', forgetting)}). Experience "
         f"replay with weight 1 ends at {value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
         f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{light}. On "
-        f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, of {len(METHODS)} methods: "
+        f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, of {len(methods)} methods: "
         f"finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay "
         f"{fid['Distilled replay, weight 1']}, generative distillation {fid['Generative distillation, weight 1']}. "
         "FID in features of a LeNet, test images; ± standard error."
@@ -195,5 +196,6 @@ def write_all() -> None:
     """Raises Problem where a page lacks a marker; then nothing is written."""
     texts = {path: filled(path) for path in PARTS}
     for path, text in texts.items():
+        changed = path.read_text(encoding="utf-8") != text
         path.write_text(text, encoding="utf-8")
-    print(f"{' and '.join(map(str, PARTS))} are up to date")
+        print(f"{path} {'was written' if changed else 'is up to date'}")
