@@ -107,7 +107,7 @@ PAGE := $(PAPER:.ipynb=.html)
 endif
 
 targets: $(FIGURES) $(PAGE)
-	@echo 'figures/$(PROFILE) is complete' || :
+	@echo 'figures/$(PROFILE) is complete$(if $(PAGE),: open $(PAGE))' || :
 
 $(FIGURES): $(RUNS)
 $(PAPER): $(FIGURES)

@@ -15,10 +15,10 @@ from .stats import CHANCE, Difference, compare, paired_difference, result_matrix
 from .study import labels_of
 
 FINETUNING, L2, REPLAY, LIGHT, GENERATIVE, *_ = STUDIED = labels_of(STUDY)  # what other methods do is not asked
+NOT_RUN = "not run yet"  # the verdict where rows lack
 
 
 class Finding(NamedTuple):
-    claim: str
     measured: str
     conditions: dict[str, bool | None]
     decisive: tuple[str, ...] = ()  # of the conditions; none named: all
@@ -119,12 +119,12 @@ class Evidence:
 
 
 def finetuning_forgets(e: Evidence) -> Finding:
+    """Finetuning: FID of old tasks rises many times over while BPD moves little; their samples look like the last
+    task"""
     fid_old, fid_new = e.old_and_new(FINETUNING, "fid", "train")
     bpd_old, bpd_new = e.old_and_new(FINETUNING, "bpd", "test")
     taken, _ = e.old_and_new(FINETUNING, "taken_for_current")
     return Finding(
-        "Finetuning: FID of old tasks rises many times over while BPD moves little; their samples look like the "
-        "last task",
         f"old tasks: FID {show(fid_new)} → {show(fid_old)} (× {show(fid_old / fid_new)}), BPD {show(bpd_new, '.2f')} → "
         f"{show(bpd_old, '.2f')} ({show(bpd_old / bpd_new - 1, '+.1%')}); {show(taken, '.0%')} of their samples are "
         "taken for the last task",
@@ -138,9 +138,9 @@ def finetuning_forgets(e: Evidence) -> Finding:
 
 
 def l2_forgets_least(e: Evidence) -> Finding:
+    """L2: the least forgetting on both metrics; poor average, above all in FID"""
     best = e.value(e.best("fid"), "fid")
     return Finding(
-        "L2: the least forgetting on both metrics; poor average, above all in FID",
         f"forgetting {show(e.value(L2, 'fid', 'forgetting'), '+.1f')} FID (least: {e.best('fid', 'forgetting')}), "
         f"{show(e.value(L2, 'bpd', 'forgetting'), '+.3f')} BPD (least: {e.best('bpd', 'forgetting')}); average FID "
         f"{show(e.value(L2, 'fid'))}, best {show(best)}",
@@ -154,8 +154,8 @@ def l2_forgets_least(e: Evidence) -> Finding:
 
 
 def light_replay_is_best(e: Evidence) -> Finding:
+    """Experience replay with weight 0.01 has the best average FID and the best average BPD"""
     return Finding(
-        "Experience replay with weight 0.01 has the best average FID and the best average BPD",
         f"average FID {show(e.value(LIGHT, 'fid'))} (best: {e.best('fid')}, {show(e.value(e.best('fid'), 'fid'))}); BPD"
         f" {show(e.value(LIGHT, 'bpd'), '.3f')} (best: {e.best('bpd')}, {show(e.value(e.best('bpd'), 'bpd'), '.3f')})",
         {
@@ -166,9 +166,9 @@ def light_replay_is_best(e: Evidence) -> Finding:
 
 
 def replay_looks_worse_in_bpd(e: Evidence) -> Finding:
+    """Experience replay with weight 1: plausible samples, but its BPD deteriorates more than finetuning's"""
     right, right_finetuning = e.old_and_new(REPLAY, "accuracy")[0], e.old_and_new(FINETUNING, "accuracy")[0]
     return Finding(
-        "Experience replay with weight 1: plausible samples, but its BPD deteriorates more than finetuning's",
         f"old tasks' samples in the right classes: {show(right, '.0%')} against {show(right_finetuning, '.0%')}; BPD "
         f"of task 1 {show(e.rise(REPLAY), '+.0%')} against {show(e.rise(FINETUNING), '+.0%')}",
         {
@@ -180,9 +180,9 @@ def replay_looks_worse_in_bpd(e: Evidence) -> Finding:
 
 
 def generative_replay_is_worse(e: Evidence) -> Finding:
+    """Generative replay (weight 1) does worse than experience replay at its better weight"""
     better = min(REPLAY, LIGHT, key=lambda label: e.value(label, "fid").mean())
     return Finding(
-        "Generative replay (weight 1) does worse than experience replay at its better weight",
         f"average FID {show(e.value(GENERATIVE, 'fid'))} against {show(e.value(REPLAY, 'fid'))} (weight 1) and "
         f"{show(e.value(LIGHT, 'fid'))} (weight 0.01); other weights of generative replay were not run",
         {"higher average FID": e.smaller(better, GENERATIVE, "fid", "average")},
@@ -190,9 +190,9 @@ def generative_replay_is_worse(e: Evidence) -> Finding:
 
 
 def early_loss_stays(e: Evidence) -> Finding:
+    """Finetuning: the validation loss of task 1 is hardly worse at t = {early}, much worse at t = {late}"""
     early, late = e.rise(FINETUNING, e.early), e.rise(FINETUNING, e.late)
     return Finding(
-        f"Finetuning: the validation loss of task 1 is hardly worse at t = {e.early}, much worse at t = {e.late}",
         f"t = {e.early}: {show(early, '+.0%')}; t = {e.late}: {show(late, '+.0%')}",
         {
             f"up by less than 25 % at t = {e.early}": less(early, 0.25),
@@ -203,13 +203,14 @@ def early_loss_stays(e: Evidence) -> Finding:
 
 
 def replay_overfits_early(e: Evidence) -> Finding:
+    """Experience replay with weight 1 overfits its buffer at t = {early}, not at t = {late}, where it
+    beats finetuning"""
+
     def gap(t: int) -> np.ndarray:
         return e.rise(REPLAY, t) - e.rise(REPLAY, t, "buffer")
 
     replay, finetuning = e.task1(REPLAY, e.late)[1], e.task1(FINETUNING, e.late)[1]
     return Finding(
-        f"Experience replay with weight 1 overfits its buffer at t = {e.early}, not at t = {e.late}, where it "
-        "beats finetuning",
         f"t = {e.early}: buffer {show(e.rise(REPLAY, e.early, 'buffer'), '+.0%')}, validation "
         f"{show(e.rise(REPLAY, e.early), '+.0%')}; t = {e.late}: buffer "
         f"{show(e.rise(REPLAY, e.late, 'buffer'), '+.0%')}, validation {show(e.rise(REPLAY, e.late), '+.0%')}; "
@@ -225,7 +226,7 @@ def replay_overfits_early(e: Evidence) -> Finding:
     )
 
 
-FINDINGS = {  # in the order of their numbers, with the rows that they compare
+FINDINGS = {  # in the order of their numbers, with the rows that they compare; the docstring of each is its claim
     finetuning_forgets: [FINETUNING],
     l2_forgets_least: STUDIED,
     light_replay_is_best: STUDIED,
@@ -236,23 +237,22 @@ FINDINGS = {  # in the order of their numbers, with the rows that they compare
 }
 
 
-def findings_table(evidence: Evidence) -> tuple[pd.DataFrame, str]:
-    """A row for each finding whose rows are there, and what the verdicts rest on."""
-    rows, left = [], []
-    for number, (finding, labels) in enumerate(FINDINGS.items(), start=1):
-        if set(labels) & set(evidence.missing):
-            left.append(str(number))
-        else:
-            f = finding(evidence)
-            rows.append((number, f.claim, f.measured, f.answers, f.verdict))
+def findings_table(e: Evidence) -> tuple[pd.DataFrame, str]:
+    """A row for each finding, of those whose rows are there with a verdict, and what the verdicts rest on."""
+    rows = []
+    for number, (ask, labels) in enumerate(FINDINGS.items(), start=1):
+        there = not set(labels) & set(e.missing)
+        found = [(f := ask(e)).measured, f.answers, f.verdict] if there else ["", "", NOT_RUN]
+        claim = " ".join(ask.__doc__.split()).format(early=e.early, late=e.late)
+        rows.append((number, claim, *found))
     about = "conditions on curves and on means over old tasks"
-    chance = f": that {CHANCE[evidence.seeds]}" if evidence.seeds in CHANCE else ""
-    noise = f"{about.capitalize()} ask that the interval over {evidence.seeds} seeds agrees{chance}"
-    if evidence.seeds == 1:
+    chance = f": that {CHANCE[e.seeds]}" if e.seeds in CHANCE else ""
+    noise = f"{about.capitalize()} ask that the interval over {e.seeds} seeds agrees{chance}"
+    if e.seeds == 1:
         noise = f"With one seed, noise over seeds is not known: {about} are compared without any"
-    without = f"Not run yet: {', '.join(evidence.missing)}; findings {', '.join(left)} are not asked. " if left else ""
+    without = f"Not run yet: {', '.join(e.missing)}. " if e.missing else ""
     note = (
-        f"{evidence.steps:,} steps per task. {without}A finding holds if all its conditions are met, in part if a "
+        f"{e.steps:,} steps per task. {without}A finding holds if all its conditions are met, in part if a "
         "decisive one is (where none is called so: any); else it does not hold, or is within noise if a decisive one "
         f"is. The conditions are ours. {noise}. In the study: 2, 3, 5 in section 3.1; 1, 4, 6 in 3.2, Figure 1; 7 in "
         "3.3, Figure 2."

@@ -57,10 +57,11 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
     note = (
         f"{seeds_note(scores)}, by average FID against test images, where real images have {floor:.1f}. Weights are "
         "those that the sweep chose on validation images, or a row's own (the study's, and 1 where it names `shared`). "
-        f"Bold: the best average, and what {DRAWS:,} draws of a paired bootstrap over seeds and images cannot tell "
-        f"from it; °: what they cannot tell from finetuning; both{chance} uncorrected for the number of rows. FID: "
-        f"{drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}). BPD: on {sizes(bound.n)} test "
-        "images per task. Recall: against test images. Forgetting: positive means worse."
+        f"Bold (FID against training images, BPD, accuracy): the best average, and what {DRAWS:,} draws of a paired "
+        f"bootstrap over seeds and images cannot tell from it; °: what they cannot tell from finetuning; both{chance} "
+        f"uncorrected for the number of rows. FID: {drawn.extractor} features of {drawn.n} samples per task "
+        f"({drawn.sampler}). BPD: on {sizes(bound.n)} test images per task. Recall: against test images. Forgetting: "
+        "positive means worse."
     )
     return table, note
 

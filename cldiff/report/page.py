@@ -45,6 +45,7 @@ REPAIRS = (
     (r"</details>\s*<details><summary>code</summary>", ""),  # cells without outputs fold into the next one
     (r"(<img [^>]*>)\s*<p>(.*?)</p>", r"<figure>\1<figcaption>\2</figcaption></figure>"),
     (r"<p>(<strong>Table [^\n]*?)</p>\s*<table>", r'<p class="caption">\1</p><table>'),
+    (r'(<p class="caption">[^\n]*?</p><table>(?:(?!<table>).)*?</table>)\s*<p>', r'\1<p class="note">'),
     (r"<table>(.*?)</table>", r'<div class="table" tabindex="0"><table>\1</table></div>'),
     (r"<td>((?:<strong>)?[^<]{0,24}(?:</strong>)?</td>)", r'<td class="short">\1'),  # on one line
 )
@@ -52,12 +53,12 @@ STYLE = """
 :root { color-scheme: light; --sans: system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif }
 body { max-width: 46rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: #fff; color: #1a1a1a;
   font: 1.06rem/1.6 Charter, "Bitstream Charter", "Source Serif 4", Georgia, serif; overflow-wrap: break-word }
-h1, h2, h3, nav, table, figcaption, summary, .caption, .table + p { font-family: var(--sans) } a { color: #0b5394 }
+h1, h2, h3, nav, table, figcaption, summary, .caption, .note { font-family: var(--sans) } a { color: #0b5394 }
 h1 { font-size: 1.9rem; line-height: 1.2 } h2 { font-size: 1.35rem; margin: 2.6rem 0 .6rem } h3 { font-size: 1.08rem }
 nav { font-size: .88rem; line-height: 2; border-block: 1px solid #ddd; padding: .5rem 0; margin: 1.6rem 0 }
 nav a { margin-right: 1.1rem; white-space: nowrap; text-decoration: none } blockquote { margin: 1rem 0; text-align:
 center } figure, .table { margin: 1.4rem 0 .8rem } .table { overflow-x: auto; margin-top: .6rem } img { display: block;
-max-width: 100%; height: auto; margin: 0 auto } .caption { margin: 1.8rem 0 0; font-size: .9rem } figcaption, .table + p
+max-width: 100%; height: auto; margin: 0 auto } .caption { margin: 1.8rem 0 0; font-size: .9rem } figcaption, .note
 { font-size: .86rem; line-height: 1.5; color: #444; margin: .6rem 0 1.8rem } table { border-collapse: collapse;
 border-block: 2px solid #333; margin: 0 auto; font-size: .82rem; line-height: 1.4 } th, td { padding: .3rem .55rem;
 text-align: left; vertical-align: top; font-variant-numeric: tabular-nums } th { border-bottom: 1px solid #333;

@@ -68,7 +68,8 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         runs = scores[scores.label == label].groupby("seed")
         return mean_and_error(pd.Series([of(result_matrix(run, metric, split)) for _, run in runs]), digits)
 
-    light = ""
+    more, light = value(FINETUNING, "bpd", forgetting), ""
+    change = f"{more[1:]} less" if more.startswith("-") else f"{more} more"
     if LIGHT in set(scores.label):  # not run yet in some profiles
         light = f"; with 0.01 at {value(LIGHT, 'fid', digits=0)} and {value(LIGHT, 'bpd')} bits"
 
@@ -82,13 +83,13 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
     return (
         f"On {DATASETS[dataset].title}, {steps:,} steps a task, {number_of(seeds)}, finetuning ends at an average FID "
         f"of {value(FINETUNING, 'fid', digits=0)} where real images have {floor:.0f}, and bits per dimension hardly "
-        f"notice ({value(FINETUNING, 'bpd')}; on old tasks up by {value(FINETUNING, 'bpd', forgetting)}). Experience "
-        f"replay with weight 1 ends at {value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
+        f"notice ({value(FINETUNING, 'bpd')}; on old tasks {change}). Experience replay with weight 1 ends at "
+        f"{value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
         f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{light}. On "
         f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, of {len(methods)} methods: "
         f"finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay "
         f"{fid['Distilled replay, weight 1']}, generative distillation {fid['Generative distillation, weight 1']}. "
-        "FID in features of a LeNet, test images; ± standard error."
+        "FID in features of a LeNet, against test images (on the paper's pages: training images); ± standard error."
     )
 
 
@@ -114,18 +115,14 @@ def verdicts() -> str:
         titles.append(f"[{DATASETS[dataset].title}]({path}), {steps:,} steps, {number_of(seeds[-1])}")
         found.append({row[0]: row for row in table_of(path)})
     about = (
-        f"The study trains {Run.steps:,} steps a task; these are small networks on two CPU cores. A finding with no "
-        "decisive condition met does not hold; in brackets, how many of all are met. Conditions (ours) and numbers: "
-        "behind each data set's name. They ask little more than that all seeds agree (by chance "
-        f"{', '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds) - {1}))}; of one, noise is not "
-        f"known). t = {Run.timesteps - 1} is noise; late on the digits is t = {late}."
+        f"The study trains {Run.steps:,} steps a task. A finding is split into conditions, ours, some decisive: "
+        "behind each data set's name. All met: *holds*; else a decisive one met: *in part*; none: *does not hold*, or "
+        "*within noise* if one is open. In brackets: met, of all. They ask little more than that all seeds agree (by "
+        f"chance {', '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds) - {1}))}; of one, noise is "
+        f"not known). On the digits t = {late} stands for t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.
-    rows = [
-        [number, row[1], *(table[number][-1] if number in table else "not run yet" for table in found)]
-        for number, row in found[1].items()
-        if number
-    ]
+    rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[1].items() if number]
     return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])
 
 
