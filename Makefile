@@ -33,7 +33,7 @@ help:
 	@echo 'make setup    install into $(VENV): a virtual environment, made when it is not there'
 	@echo 'make setup-cluster  the extra that CLUSTER= needs, and its workers'
 	@echo 'make paper    train every run of a profile, measure it, draw every table and figure'
-	@echo 'make benchmark  the field'"'"'s methods, with their price: PROFILE=benchmark-digits of make paper'
+	@echo 'make benchmark  the field'"'"'s methods, with their price: PROFILE=benchmark-digits of make paper; PROFILE=mnist: at 28x28'
 	@echo 'make tutorials  execute the tutorials whose source is newer, for reading: figures/tutorials'
 	@echo 'make lab      open the notebooks in JupyterLab'
 	@echo 'make test     the tests that a change can break, in minutes'

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from .errors import Problem
+from .errors import Problem, one_line_a_minute
 
 
 def seconds(text: str) -> float:
@@ -70,8 +70,7 @@ def draw(words: argparse.Namespace) -> None:
 
 def run(words: argparse.Namespace) -> None:
     """make the runs of a profile that are not there yet, one after the other or on a cluster, without Jupyter"""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "60")  # one line a minute in a log file
+    one_line_a_minute()
     from .plan import set_aside_damaged
     from .study import known_profile, planned, results_folder, runs
     from .train import pick_device
@@ -115,14 +114,21 @@ def accept(words: argparse.Namespace) -> None:
     folder, asked = results_folder(words.profile), runs(words.profile)
     there = [run for run in asked if (folder / run.name / "result.json").exists()]
     begun = {(run.dataset, run.method) for run in there}  # others may be swept another day
-    wanting = [run.name for run in asked if run not in there and (not there or (run.dataset, run.method) in begun)]
+    wanting = [run for run in asked if run not in there and (not there or (run.dataset, run.method) in begun)]
     if wanting:
+        only = f" --only {wanting[0].dataset}-{wanting[0].method}-" if there else ""
         raise Problem(
-            f"{folder} lacks {len(wanting)} of the trials, {wanting[0]} first: `make paper PROFILE={words.profile}` "
-            "makes them"
+            f"{folder} lacks {len(wanting)} of the trials, {wanting[0].name} first: `python -m cldiff run "
+            f"{words.profile}{only}` makes them"
         )
     for dataset in dict.fromkeys(run.dataset for run in there):
-        found = best_weights(load_scores(folder, dataset))
+        scores = load_scores(folder, dataset)
+        seeds = scores.groupby(["method", "weight"]).seed.unique().map(frozenset).groupby("method").nunique()
+        if (seeds > 1).any():
+            raise Problem(
+                f"{folder}: weights of {seeds.idxmax()} on {dataset} have different seeds: make the others too"
+            )
+        found = best_weights(scores)
         keep_chosen(words.profile, dataset, found)
         print(f"{dataset}: {', '.join(f'{method} {weight:g}' for method, weight in found.items())}")
 

@@ -1,5 +1,33 @@
-"""What can go wrong and be mended by the user, said in one line."""
+"""What can go wrong and be mended by the user, said in one line; and where progress is said."""
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .lazy import torch
 
 
 class Problem(RuntimeError):
     """Its message names what is wrong, what was expected, and what to do, in one line."""
+
+
+@contextmanager
+def located_errors() -> Iterator[None]:
+    """Raises Problem, which says where it was, for a mistake in a method's code that a command, which knows no more of
+    an error than its words, would take for a wrong parameter."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        others = os.path.dirname(torch.__file__) + os.sep
+        own = ([frame for frame in frames if not frame.filename.startswith(others)] or frames)[-1]
+        words = " ".join(str(error).split())
+        raise Problem(f"{own.filename}:{own.lineno}: {type(error).__name__}: {words}") from error
+
+
+def one_line_a_minute() -> None:
+    """Of progress bars, where stderr is a log file; otherwise each of their states is one."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "60")

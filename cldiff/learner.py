@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .diffusion import Diffusion, Model
-from .errors import Problem
+from .errors import Problem, located_errors
 from .files import Damaged, foreign, load_tensors, save_tensors, tensors
 from .ids import Ids
 from .methods import METHODS, Batch
@@ -70,7 +70,9 @@ class Learner:
             if start:
                 begin(net, tensors(start, Path(run.start)), run.start)
             self.arguments, self.parameters = net.arguments, sum(p.numel() for p in net.parameters())
-            self.net = self.method.build(net).to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
+            with located_errors():
+                net = self.method.build(net)
+            self.net = net.to(self.device, memory_format=torch.channels_last)  # 10 to 20 % faster
         self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
         # Compiled once for all tasks: the shapes stay, and so do the addresses that CUDA graphs hold.
         self._net, self._ema = map(compiled if run.compiled else lambda net: net, (self.net, self.ema))

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .errors import located_errors
 from .features import FeatureError, load_inception, load_lenet, real_features
 from .learner import Learner
 from .methods.replay import buffer
@@ -229,12 +230,14 @@ class Measurer:
         tables = {f"{name}.csv": record[name] for name in ("curves", "bootstrap")}
         tables["scores.csv"] = record["scores"] + self.floors()
         own = {e.name: e.sha256 for e in self.extractors}
+        with located_errors():
+            held = learner.method.held(learner)
         facts = {
             "seconds": learner.seconds,
             **self.made,
             "earlier": [made for made in record["provenance"] if made != self.made],  # of a run that went on elsewhere
             "accuracy": {e.name: e.accuracy for e in self.extractors if e.accuracy},
-            "held": learner.method.held(learner),
+            "held": held,
             "sha256": {"data": data_sha256(self.run.dataset), **learner.begun, **own},
         }
         picture = mosaic(record["samples"])

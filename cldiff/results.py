@@ -52,8 +52,8 @@ def read_result(folder: Path) -> dict:
             raise ResultError(f"{folder}: not a run of this version ({error})") from None
         if name != folder.name:
             raise ResultError(
-                f"{folder}: its parameters are now those of {name}; where its method has a newer version, delete the "
-                "folder and make it anew"
+                f"{folder}: its parameters are those of {name}: rename it to that or, where its method has a newer "
+                "version, delete it and make it anew"
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ResultError(f"{folder}: cut short or damaged ({type(error).__name__}: {error})") from None

@@ -31,8 +31,8 @@ def chosen(sweep: str, dataset: str, method: str) -> float:
         return found[method]
     if method not in {row.method for row in known_profile(sweep).rows}:
         raise ValueError(
-            f"{method} has neither a weight in its row nor trials in {sweep}: give one of them in cldiff/rows.py (the "
-            "smallest of the trials in _SMALLEST)"
+            f"{method} has neither a weight in its row nor trials in {sweep}: give it a weight in cldiff/rows.py or, "
+            "for sweeps of all methods, the smallest of its trials in _SMALLEST"
         )
     raise ValueError(
         f"no weight of {method} on {dataset} was chosen yet: `make paper PROFILE={sweep}` and then "

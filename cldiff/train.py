@@ -3,7 +3,6 @@
 import os
 import re
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from filelock import AcquireReturnProxy, Timeout
 from torch import Tensor
 
-from .errors import Problem
+from .errors import Problem, located_errors
 from .files import locked
 from .learner import Learner, TrainingError, before
 from .run import Run
@@ -36,18 +35,6 @@ def one_line_errors(run: Run, device: str | torch.device) -> Iterator[None]:
         if run.compiled and type(error).__module__.startswith("torch._"):  # of torch's compiler
             raise _not_compiled(error) from error
         raise
-
-
-@contextmanager
-def located_errors() -> Iterator[None]:
-    """Raises TrainingError, which says where it was, for a mistake in a method's code that a command, which knows no
-    more of it than its words, would take for a wrong parameter."""
-    try:
-        yield
-    except (TypeError, ValueError, KeyError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "torch" not in Path(frame.filename).parts][-1]
-        raise TrainingError(f"{own.filename}:{own.lineno}: {type(error).__name__}: {error}") from error
 
 
 def check_compiler(device: str | torch.device) -> None:

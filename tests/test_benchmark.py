@@ -76,6 +76,8 @@ def test_prices_compare_with_finetuning_of_the_same_seed_on_the_same_machine(mea
     found = prices(tmp_path, "digits", [l2, replay, finetune])
     assert list(found.index) == [l2, replay, finetune] and found.time[replay] == pytest.approx((3 + 1.5) / 2)
     assert found.time[finetune] == 1 and pd.isna(found.time[l2]) and pd.isna(found.bytes[l2])
+    with pytest.raises(ValueError, match=f"has the label 'L3'; known: {replay}; {finetune}; {l2}$"):
+        prices(tmp_path, "digits", [l2, "L3"])
     table, _ = price_table(found)
     assert table.astype(str).values.tolist() == [
         [l2, "", "3", "", ""],

@@ -12,7 +12,9 @@ import torch
 from conftest import copied, same, tiny, weights, weights_after_tasks, with_noise_held_out
 from torch.utils.flop_counter import FlopCounterMode
 
+from cldiff.errors import Problem
 from cldiff.learner import Learner, TrainingError
+from cldiff.measure import Measurer
 from cldiff.methods import METHODS, Batch, Method
 from cldiff.methods.replay import buffer
 from cldiff.parameters import Parameters, number
@@ -60,7 +62,7 @@ def test_the_class_is_one_that_training_understands(name):
         assert found == expected, f"{hook}: expected these parameters"
     own = [key for key, value in vars(method).items() if inspect.isroutine(value) and key[0] != "_"]
     for key in set(own) - HOOKS.keys():
-        alike = set(get_close_matches(key, HOOKS, cutoff=0.8))
+        alike = set(get_close_matches(key, HOOKS, cutoff=0.85))
         assert not alike, f"{key} is no hook: is it misspelled?"
     assert issubclass(method.Options, Parameters)
     for f in dataclasses.fields(method.Options):
@@ -69,12 +71,13 @@ def test_the_class_is_one_that_training_understands(name):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_a_subclass_remembers_outlives_the_next_task(method, three):
-    learner = at_task(tiny(method), three, 1)
-    learner.update()
-    learner.method.state["own"] = torch.ones(1)
-    learner.next_task()
-    assert "own" in learner.method.state
-    learner.update()
+    for begun in (0, 1):  # in the first task, where a subclass may say shares_first_task = False
+        learner = at_task(tiny(method), three, begun)
+        learner.method.state["own"] = torch.ones(1)
+        learner.update()
+        learner.next_task()
+        assert "own" in learner.method.state
+        learner.update()
 
 
 @pytest.mark.parametrize("method", WEIGHTED)
@@ -460,15 +463,21 @@ def test_a_method_that_acts_in_the_first_task_has_one_of_its_own_and_continues_b
 
 
 @pytest.mark.parametrize("mistake", [TypeError, ValueError, KeyError])
-def test_a_mistake_in_a_hook_says_where_it_is(monkeypatch, three, mistake):
+@pytest.mark.parametrize("hook", ["build", "batch", "held"])
+def test_a_mistake_in_a_hook_says_where_it_is_in_one_line(monkeypatch, three, mistake, hook, tmp_path):
     class Mistaken(Method):
         label = "Mistaken"
 
-        def batch(self, learner, current):
-            raise mistake("why")
+    def mistaken(self, *words):
+        raise mistake("and\nwhy")
 
-    with pytest.raises(TrainingError, match=rf"test_methods\.py:\d+: {mistake.__name__}: .?why.?$"):
-        list(train(with_method(monkeypatch, Mistaken), three))
+    setattr(Mistaken, hook, mistaken)
+    run = with_method(monkeypatch, Mistaken, steps=1)
+    with pytest.raises(Problem, match=rf"^[^\n]*test_methods\.py:\d+: {mistake.__name__}: [^\n]*why.?$"):
+        measure = Measurer(run, three)
+        for step in train(run, three):
+            measure(step)
+        measure.save(tmp_path / run.name, step.learner)
 
 
 def test_state_in_the_shared_first_task_is_an_error(monkeypatch, three):

@@ -46,6 +46,7 @@ def notebook(tmp_path):
                 output(
                     "text/markdown", "**Table 1.** Numbers\n\n| method | FID |\n| - | - |\n| L2 | 1.0 ± 0.2 |\n\nnote"
                 ),
+                output("text/markdown", "text\n\n| a | b |\n| - | - |\n| 1 | 2 |\n\nmore text"),
                 output("text/markdown", f"shown as result {EVIL}", result=True),
                 output("text/html", EVIL),
                 output("image/svg+xml", f"<svg>{EVIL}</svg>"),
@@ -88,6 +89,7 @@ def test_page_has_title_folded_code_figure_with_caption_and_table(notebook):
         r"<figure><img [^>]*><figcaption><strong>Figure 1.</strong> What to see</figcaption></figure>", text
     )
     assert '<p class="caption"><strong>Table 1.</strong> Numbers</p><div class="table" tabindex="0"><table>' in text
+    assert '<p class="note">note</p>' in text and "<p>more text</p>" in text  # after a table without a caption
     assert '<td class="short">1.0 ± 0.2</td>' in text and "shown as result" in text and "printed" in text
 
 

@@ -24,7 +24,18 @@ from cldiff.unet import UNet
 
 ROOT = Path(__file__).parents[1]
 SMOKE = runs("smoke")
-WAITING = {"paper-cpu", "benchmark-mnist", "benchmark-fashion_mnist"}  # for their sweeps
+
+
+def waits(profile: str) -> bool:
+    """For a sweep."""
+    try:
+        runs(profile)
+    except ValueError as error:
+        return "was chosen yet" in str(error)
+    return False
+
+
+WAITING = {name for name, p in PROFILES.items() if p.sweep and waits(name)}
 
 
 @pytest.mark.parametrize(
@@ -310,6 +321,12 @@ def test_damaged_result_is_named(tmp_path, damage):
     assert str(folder) in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_renamed_folder_is_told_its_name(tmp_path):
+    folder = finish(tmp_path, SMOKE[0])
+    with pytest.raises(ResultError, match=f"/copy: its parameters are those of {folder.name}: rename it"):
+        read_result(folder.rename(tmp_path / "copy"))
+
+
 def test_results_of_different_protocols_are_not_mixed(tmp_path):
     finish(tmp_path, SMOKE[0])
     finish(tmp_path, dataclasses.replace(SMOKE[1], samples=32))
@@ -393,11 +410,13 @@ def test_l2_takes_the_weight_that_the_sweep_chose(monkeypatch):
 
 
 def test_a_row_without_weight_and_trials_says_what_to_give_it():
-    with pytest.raises(ValueError, match="^agem has neither a weight in its row nor trials in digits-sweep: give one"):
+    with pytest.raises(ValueError, match="^agem has neither a weight in its row nor trials in digits-sweep: give it"):
         study.chosen("digits-sweep", "digits", "agem")
 
 
-def test_a_weight_that_no_sweep_chose_is_an_error_where_it_is_needed():
+def test_a_weight_that_no_sweep_chose_is_an_error_where_it_is_needed(monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
+    (tmp_path / "chosen.json").write_text("{}")
     with pytest.raises(ValueError, match="no weight of l2 on mnist was chosen yet: .*paper-cpu-sweep"):
         runs("paper-cpu")
     assert [run.method for run in runs("paper-cpu", only="mnist-replay")] == ["replay", "replay"]
@@ -534,16 +553,27 @@ def test_accept_takes_methods_and_data_sets_one_by_one_but_no_half_sweep_of_a_me
     (tmp_path / "chosen.json").write_text("{}")
     trials = runs("paper-cpu-sweep", only="mnist-")
     folder = Path("results/paper-cpu-sweep")
-    makes = "`make paper PROFILE=paper-cpu-sweep` makes them"
-    assert refused() == f"error: {folder} lacks 12 of the trials, {trials[0].name} first: {makes}"
+    lacks = (
+        f"error: {folder} lacks {{}} of the trials, {{}} first: `python -m cldiff run paper-cpu-sweep{{}}` makes them"
+    )
+    assert refused() == lacks.format(12, trials[0].name, "")
     for run in trials[:-1]:
         finish(folder, run)
-    assert refused() == f"error: {folder} lacks 1 of the trials, {trials[-1].name} first: {makes}"
+    assert refused() == lacks.format(1, trials[-1].name, " --only mnist-l2-")
     assert (tmp_path / "chosen.json").read_text() == "{}"
     finish(folder, trials[-1])
     __main__.main()
     assert capsys.readouterr().out == "mnist: l2 0.1\n"
     assert json.loads((tmp_path / "chosen.json").read_text()) == {"paper-cpu-sweep": {"mnist": {"l2": 0.1}}}
+    uneven = pd.concat([sweep({("l2", 0.0): 9.0, ("l2", 0.1): 3.0}), sweep({("l2", 0.1): 3.0}).assign(seed=1)])
+    monkeypatch.setattr(results, "load_scores", lambda *words: uneven)
+    assert refused() == f"error: {folder}: weights of l2 on mnist have different seeds: make the others too"
+    monkeypatch.setattr(sys, "argv", ["cldiff", "accept", "digits-sweep"])  # of several methods, one of them made
+    monkeypatch.setattr(results, "load_scores", lambda *words: sweep({("lwf", 0.0): 9.0, ("lwf", 1.0): 3.0}))
+    for run in runs("digits-sweep", only="digits-lwf-"):
+        finish(Path("results/digits-sweep"), run)
+    __main__.main()
+    assert capsys.readouterr().out == "digits: lwf 1\n"
 
 
 def test_every_row_without_a_weight_needs_its_sweep(monkeypatch, tmp_path):
@@ -551,7 +581,7 @@ def test_every_row_without_a_weight_needs_its_sweep(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     (tmp_path / "chosen.json").write_text("{}")
     swept = {name: p for name, p in PROFILES.items() if p.sweep}
-    benchmarks = {f"benchmark-{dataset}" for dataset in ("digits", "mnist", "fashion_mnist")}
+    benchmarks = {name for name in PROFILES if name.startswith("benchmark-")}
     assert set(swept) == {"digits", "digits-long", "small", "paper-cpu", "paper", "axes-digits"} | benchmarks
     for name, p in swept.items():
         unchosen = {row.method for row in p.rows if row.weight is None and METHODS[row.method].weight is not None}

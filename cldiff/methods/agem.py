@@ -25,7 +25,7 @@ class AGEM(Replay):
         return current
 
     def adjust_gradients(self, learner: Learner) -> None:
-        if not self.state:
+        if "images" not in self.state:
             return
         weights = list(learner.net.parameters())
         own = [p.grad.clone() for p in weights]  # a compiled network's next pass writes over its gradients

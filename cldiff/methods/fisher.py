@@ -71,12 +71,12 @@ class EWC(Method):
         if self.weight == 0:
             return
         found = self.importance(learner)
-        if self.state:
+        if "anchor" in self.state:
             found += self.options.decay * self.state["importance"]
         self.state |= {"anchor": vector(learner).detach(), "importance": found}
 
     def penalty(self, learner: Learner) -> Tensor | None:
-        if not self.state:
+        if "anchor" not in self.state:
             return None
         return self.weight / 2 * distance(learner, self.state["anchor"], self.state["importance"])
 
@@ -113,14 +113,14 @@ class Rank1EWC(Method):
         unit = mean / mean.norm().clamp(min=1e-30)
         square = sum((g @ unit).square().sum() for g in gradients(learner, images, loss)) / images
         rows, moved = [(square.sqrt() * unit)[None]], [square.new_zeros(1)]  # a row r: the Fisher matrix is r'r
-        if self.state:
+        if "anchor" in self.state:
             # How far a row's own anchor lies behind the newest: one anchor is enough, and rounding stays small.
             moved.insert(0, self.state["moved"] + self.state["rows"] @ (here - self.state["anchor"]))
             rows.insert(0, self.state["rows"])
         self.state |= {"anchor": here, "rows": torch.cat(rows), "moved": torch.cat(moved)}
 
     def penalty(self, learner: Learner) -> Tensor | None:
-        if not self.state:
+        if "anchor" not in self.state:
             return None
         s = self.state
         return self.weight / 2 * (s["moved"] + s["rows"] @ (vector(learner) - s["anchor"])).square().sum()

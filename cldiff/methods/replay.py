@@ -48,7 +48,7 @@ class Replay(Method):
         self.state |= {"images": torch.cat(images), "task": torch.cat(ids)}
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
-        if not self.state or self.weight == 0:
+        if "images" not in self.state or self.weight == 0:
             return current
         return current + self.replayed(learner)
 
@@ -71,7 +71,7 @@ class GenerativeReplay(Replay):
         return 1 / (learner.task + 1)
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
-        if self.options.shared and self.state and self.weight:
+        if self.options.shared and "images" in self.state and self.weight:
             current = replace(current, share=current.share * self.share(learner))
         return super().batch(learner, current)
 

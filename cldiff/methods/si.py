@@ -35,22 +35,22 @@ class SI(Method):
             return
         self.before = vector(learner).detach()
         self.gradient = torch.cat([p.grad.flatten() for p in learner.net.parameters()])
-        if not self.state:
+        if "anchor" not in self.state:
             nothing = torch.zeros_like(self.before)
             self.state |= {"anchor": self.before, "importance": nothing, "work": nothing.clone()}
 
     def after_step(self, learner: Learner) -> None:
-        if self.state:
+        if "anchor" in self.state:
             self.state["work"] -= self.gradient * (vector(learner).detach() - self.before)
 
     def start_task(self, learner: Learner) -> None:
-        if not self.state:  # of weight 0, or no step was made
+        if "anchor" not in self.state:  # of weight 0, or no step was made
             return
         here, s = vector(learner).detach(), self.state
         found = s["work"].clamp(min=0) / ((here - s["anchor"]).square() + self.options.xi)
         self.state |= {"anchor": here, "importance": s["importance"] + found, "work": torch.zeros_like(here)}
 
     def penalty(self, learner: Learner) -> Tensor | None:
-        if not self.state or learner.task == 0:
+        if "anchor" not in self.state or learner.task == 0:
             return None
         return self.weight * distance(learner, self.state["anchor"], self.state["importance"])

@@ -126,7 +126,7 @@ def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame
     runs = pd.DataFrame(runs)
     if unknown := set(labels) - set(runs.label):
         raise ValueError(
-            f"no run in {results} has the label {min(unknown)!r}; known: {', '.join(sorted(set(runs.label)))}"
+            f"no run in {results} has the label {min(unknown)!r}; known: {'; '.join(sorted(set(runs.label)))}"
         )
     same = ["seed", "machine"]
     alone = runs[runs.label == FINETUNING].groupby(same).seconds.mean().rename("finetuning")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from traitlets.config import Config
 
-from ..errors import Problem
+from ..errors import Problem, one_line_a_minute
 from ..files import write_atomically
 
 # jsonschema, on its way in, builds a grammar of international addresses, a format that no notebook has: 2 s for each.
@@ -138,8 +138,7 @@ def _surroundings() -> Iterator[str]:
         )
         os.environ.setdefault("HOME", folder)  # a container's user may have none
         os.environ.pop("PYTHONSTARTUP", None)
-        if not sys.stderr.isatty():
-            os.environ["TQDM_MININTERVAL"] = "60"  # one line a minute in a log file
+        one_line_a_minute()
         try:
             yield folder
         finally:

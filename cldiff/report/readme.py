@@ -115,9 +115,9 @@ def verdicts() -> str:
         titles.append(f"[{DATASETS[dataset].title}]({path}), {steps:,} steps, {number_of(seeds[-1])}")
         found.append({row[0]: row for row in table_of(path)})
     about = (
-        f"The study trains {Run.steps:,} steps a task. A finding is split into conditions, ours, some decisive: "
-        "behind each data set's name. All met: *holds*; else a decisive one met: *in part*; none: *does not hold*, or "
-        "*within noise* if one is open. In brackets: met, of all. They ask little more than that all seeds agree (by "
+        f"The study trains {Run.steps:,} steps a task. A finding is split into conditions, ours, some or all "
+        "decisive: behind each data set's name. All met: *holds*; else a decisive one met: *in part*; open: *within "
+        "noise*; else: *does not hold*. In brackets: met, of all. They ask little more than that all seeds agree (by "
         f"chance {', '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds) - {1}))}; of one, noise is "
         f"not known). On the digits t = {late} stands for t = {Run.late}."
     )
