@@ -556,7 +556,7 @@ def test_accept_takes_methods_and_data_sets_one_by_one_but_no_half_sweep_of_a_me
     lacks = (
         f"error: {folder} lacks {{}} of the trials, {{}} first: `python -m cldiff run paper-cpu-sweep{{}}` makes them"
     )
-    assert refused() == lacks.format(12, trials[0].name, "")
+    assert refused() == lacks.format(16, trials[0].name, "")
     for run in trials[:-1]:
         finish(folder, run)
     assert refused() == lacks.format(1, trials[-1].name, " --only mnist-l2-")
