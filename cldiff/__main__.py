@@ -121,6 +121,7 @@ def accept(words: argparse.Namespace) -> None:
             f"{folder} lacks {len(wanting)} of the trials, {wanting[0].name} first: `python -m cldiff run "
             f"{words.profile}{only}` makes them"
         )
+    chosen = {}
     for dataset in dict.fromkeys(run.dataset for run in there):
         scores = load_scores(folder, dataset)
         seeds = scores.groupby(["method", "weight"]).seed.unique().map(frozenset).groupby("method").nunique()
@@ -128,7 +129,8 @@ def accept(words: argparse.Namespace) -> None:
             raise Problem(
                 f"{folder}: weights of {seeds.idxmax()} on {dataset} have different seeds: make the others too"
             )
-        found = best_weights(scores)
+        chosen[dataset] = best_weights(scores)
+    for dataset, found in chosen.items():  # all of them, or none
         keep_chosen(words.profile, dataset, found)
         print(f"{dataset}: {', '.join(f'{method} {weight:g}' for method, weight in found.items())}")
 

@@ -463,9 +463,9 @@ def test_the_choice_of_a_published_sweep_follows_its_rule():
             lines = (ROOT / "figures" / profile / f"sweep-{dataset}.md").read_text().splitlines()[2:]
             rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
             for method, weight in weights.items():
-                if method not in {names[row[0]] for row in rows}:
-                    continue  # a reader's own: of a sweep's results git has the table alone
-                found = {float(row[1]): float(row[3].split(" ")[0]) for row in rows if names[row[0]] == method}
+                trials = [row for row in rows if names[row[0]] == method]
+                assert trials, f"{method}: its trials are not in the table; docs/extending.md says how they get there"
+                found = {float(row[1]): float(row[3].split(" ")[0]) for row in trials}
                 assert found[weight] == min(found.values())
 
 
@@ -568,6 +568,11 @@ def test_accept_takes_methods_and_data_sets_one_by_one_but_no_half_sweep_of_a_me
     uneven = pd.concat([sweep({("l2", 0.0): 9.0, ("l2", 0.1): 3.0}), sweep({("l2", 0.1): 3.0}).assign(seed=1)])
     monkeypatch.setattr(results, "load_scores", lambda *words: uneven)
     assert refused() == f"error: {folder}: weights of l2 on mnist have different seeds: make the others too"
+    for run in runs("paper-cpu-sweep", only="fashion_mnist-"):  # refused as a whole
+        finish(folder, run)
+    even, before = sweep({("l2", 0.0): 9.0, ("l2", 1.0): 3.0}), (tmp_path / "chosen.json").read_text()
+    monkeypatch.setattr(results, "load_scores", lambda _, dataset: even if dataset == "mnist" else uneven)
+    assert "on fashion_mnist have different seeds" in refused() and (tmp_path / "chosen.json").read_text() == before
     monkeypatch.setattr(sys, "argv", ["cldiff", "accept", "digits-sweep"])  # of several methods, one of them made
     monkeypatch.setattr(results, "load_scores", lambda *words: sweep({("lwf", 0.0): 9.0, ("lwf", 1.0): 3.0}))
     for run in runs("digits-sweep", only="digits-lwf-"):
