@@ -48,8 +48,7 @@ help:
 	@echo 'make colab    a set-up cell and badges for Google Colab, with the address of the git remote origin'
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
 	@echo
-	@echo 'PROFILE=$(PROFILE)  smoke (a minute), digits (minutes on a CPU), digits-long (20 minutes),'
-	@echo '                small (a GPU, or hours), paper-cpu (days), paper (a large GPU); `python -m cldiff list`: all'
+	@echo 'PROFILE=$(PROFILE)  smoke, digits, digits-long, small, paper-cpu, paper, ...: `python -m cldiff list`; how long: docs/running.md'
 	@echo 'SEEDS=$(SEEDS)         repetitions of each run'
 	@echo 'JOBS=$(JOBS)          runs at the same time'
 	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda; of make test: cuda or cpu is tested, instead of the rest'
@@ -131,7 +130,6 @@ lint: setup-test
 	$(BIN)/ruff format --check cldiff tests
 	$(BIN)/ruff check cldiff tests
 
-# 100 kills at random moments of a whole paper, compared with an undisturbed one.
 test-faults: setup-test
 	$(BIN)/python tests/faults.py --profile $(PROFILE)
 

@@ -153,15 +153,14 @@ def load_scores(
 def load_bootstrap(
     results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None, **settings
 ) -> pd.DataFrame:
-    """A tidy table of every bootstrap over images: bootstrap.csv of each run, with run, dataset, method, weight, seed
-    and label. Columns replicate0, replicate1, ...: FID, BPD and task accuracy of resampled images."""
+    """As load_scores(), of bootstrap.csv: columns replicate0, replicate1, ... are scores of resampled images."""
     return _load("bootstrap.csv", results, dataset, rows, **settings)
 
 
 def load_curves(
     results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None, **settings
 ) -> pd.DataFrame:
-    """A tidy table of every curve: curves.csv of each run, with run, dataset, method, weight, seed and label."""
+    """As load_scores(), of curves.csv: losses and bounds of task 1 during training."""
     return _load("curves.csv", results, dataset, rows, **settings)
 
 

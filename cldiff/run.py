@@ -15,10 +15,10 @@ PROTOCOL = 2  # raised when the meaning of a number changes; results of another 
 
 @dataclass(frozen=True)
 class Run(Parameters):
-    """Raises TypeError for a value of the wrong type, ValueError for one that is unknown or out of range."""
+    """Every parameter of one training, checked as Parameters says."""
 
-    dataset: str = among("digits", DATASETS, help="the data set")
-    method: str = among("finetune", METHODS, help="the continual-learning method")
+    dataset: str = among("digits", DATASETS, help="a name in cldiff.DATASETS")
+    method: str = among("finetune", METHODS, help="a name in cldiff.METHODS")
     weight: float | None = number(None, 0, help="weight of the method's own loss; None: the method's default")
     options: dict = field(
         default_factory=dict,
@@ -33,7 +33,7 @@ class Run(Parameters):
         metadata={"help": "the name of a finished run, whose network is the first; empty: a new one", "later": True},
     )
     tasks: int = number(0, 0, help="the first so many tasks of the sequence alone; 0: all", later=True)
-    order: str = among("label", ORDERS, help="of the tasks; shuffled: drawn by the seed", later=True)
+    order: str = among("label", ORDERS, help="of the tasks: label, reversed, or shuffled by the seed", later=True)
     classes_per_task: int = number(2, 1, help="a divisor of the number of classes", later=True)
     steps: int = number(20_000, 1, help="gradient steps for each task")
     batch: int = number(128, 1, help="images of the current task in a step; replay adds as many")

@@ -59,9 +59,9 @@ def sign(metric: str) -> int:
 
 
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
-    """Average and forgetting of each run and headline metric that was measured, one row each. The forgetting of a
-    metric of which more is better counts what was lost, so that positive means worse for all. Raises ValueError for two
-    runs of one label and seed."""
+    """A row for each run and headline metric that was measured: its average, its mean over tasks right after each was
+    learned, and its forgetting, which of a metric of which more is better counts what was lost, so that positive means
+    worse for all. Raises ValueError for two runs of one label and seed."""
     rows = []
     runs = scores[["run", "label", "seed"]].drop_duplicates()
     if (twins := runs[runs.duplicated(["label", "seed"], keep=False)]).size:
@@ -77,6 +77,7 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
                         "seed": seed,
                         "metric": metric,
                         "average": average(matrix),
+                        "learned": float(np.diag(matrix).mean()),
                         "forgetting": sign(metric) * forgetting(matrix),
                     }
                 )
@@ -102,6 +103,7 @@ def summarise_replicates(bootstrap: pd.DataFrame) -> pd.DataFrame:
                     "metric": metric,
                     "replicate": range(len(columns)),
                     "average": last.mean().to_numpy(),
+                    "learned": learned.mean().to_numpy(),
                     "forgetting": sign(metric) * (last - learned).drop(tasks).mean().to_numpy(),
                 }
             )

@@ -303,10 +303,11 @@ def test_result_matrix_of_no_run_or_of_two_is_refused(table, metric, split):
         stats.result_matrix(table, metric, split)
 
 
-def test_summary_has_average_and_forgetting_of_each_metric():
+def test_summary_has_average_what_was_learned_and_forgetting_of_each_metric():
     table = stats.summarise(scores()).set_index("metric")
-    assert list(table.columns) == ["run", "label", "seed", "average", "forgetting"]
+    assert list(table.columns) == ["run", "label", "seed", "average", "learned", "forgetting"]
     assert table.average.to_dict() == pytest.approx({"fid": 17.5, "bpd": 3.0, "accuracy": 0.7})
+    assert table.learned.to_dict() == pytest.approx({"fid": 7.5, "bpd": 2.5, "accuracy": 0.95})
     assert table.forgetting.to_dict() == pytest.approx({"fid": 20, "bpd": 1, "accuracy": 0.5})
 
 

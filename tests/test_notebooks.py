@@ -121,6 +121,7 @@ def test_paper_leaves_every_run_table_and_figure(paper):
     for name, rows in (
         ("table", 5 + 1),
         ("table_differences", 10),
+        ("table_task1", 1 + 2 * 5),
         ("table_protocols", 5 + 1),
         ("table_protocols_bpd", 5),
         ("findings", 7),
@@ -296,10 +297,10 @@ def test_the_paper_shows_every_data_set_of_a_profile(tmp_path):
         for part in cell.get("outputs", [])
         if "data" in part
     )
-    for name in ("table", "table_differences", "findings", "table_protocols"):
+    for name in ("table", "table_differences", "table_task1", "findings", "table_protocols"):
         for dataset in ("mnist", "fashion_mnist"):
             assert (ROOT / "figures/small" / f"{name}-{dataset}.md").read_text().strip() in shown
-    for caption in ("Table 12.", "Figure 5 (MNIST).", "Figure 5 (Fashion-MNIST)."):
+    for caption in ("Table 14.", "Figure 5 (MNIST).", "Figure 5 (Fashion-MNIST)."):
         assert f"**{caption}**" in shown
 
 

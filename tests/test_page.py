@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cldiff.report.page import PageError, page
+from cldiff.report.page import PageError, page, write_page
 
 PIXEL = base64.b64encode(
     bytes.fromhex(
@@ -90,7 +90,11 @@ def test_page_has_title_folded_code_figure_with_caption_and_table(notebook):
     )
     assert '<p class="caption"><strong>Table 1.</strong> Numbers</p><div class="table" tabindex="0"><table>' in text
     assert '<p class="note">note</p>' in text and "<p>more text</p>" in text  # after a table without a caption
-    assert '<td class="short">1.0 ± 0.2</td>' in text and "shown as result" in text and "printed" in text
+    assert (
+        '<td class="short">1.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.2</td>' in text
+        and "shown as result" in text
+        and "printed" in text
+    )
 
 
 def test_a_page_is_made_with_nobodys_templates(notebook, tmp_path, monkeypatch):
@@ -112,6 +116,22 @@ def test_an_nbconvert_without_templates_is_one_line(notebook, tmp_path, monkeypa
         PageError, match=r"^.*book.ipynb: nbconvert makes no page of it .No template .*: reinstall nbconvert$"
     ):
         page(notebook)
+
+
+def test_what_is_printed_links_to_no_file_beside_the_page(tmp_path, monkeypatch):
+    """In a PDF such a link would be one into the temporary folder that it was printed in."""
+    cell = new_markdown_cell("# T\n\n## A part\n\n[table](a/t.md), [paper](https://arxiv.org/abs/1), [part](#A-part)")
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "book.ipynb")
+    printed = []
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr("cldiff.report.page.print_pdf", lambda source, *_: printed.append(source.read_text()))
+    write_page(tmp_path / "book.ipynb", tmp_path / "book.html")
+    links = [re.findall('<a href="(.*?)"', text) for text in (page(tmp_path / "book.ipynb"), *printed)]
+    assert links == [
+        ["#A-part", "a/t.md", "https://arxiv.org/abs/1", "#A-part"],
+        ["#A-part", "https://arxiv.org/abs/1", "#A-part"],
+    ]
+    assert "table, <a" in printed[0] and (tmp_path / "book.html").read_text() == page(tmp_path / "book.ipynb")
 
 
 @pytest.mark.slow

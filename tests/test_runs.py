@@ -209,11 +209,21 @@ def test_an_experiment_is_confirmed_by_its_own_runs_on_other_seeds():
     }
 
 
-def test_run_notebook_has_every_parameter_of_a_run():
+def test_run_notebook_has_every_parameter_of_a_run_with_its_meaning_and_the_value_of_the_digits():
+    """Papermill takes its parameters from this cell, which therefore has to be written out."""
+    run = Run(**PROFILES["digits"].settings)
+
+    def line(f):
+        value, known = getattr(run, f.name), f.metadata.get("among")
+        written = json.dumps(value) if isinstance(value, str) else repr(list(value) if type(value) is tuple else value)
+        choices = f"{' or '.join(known)}: " if type(known) is tuple else ""
+        return f"{f.name} = {written}  # {choices}{f.metadata['help']}"
+
     book = nbformat.read(ROOT / "notebooks" / "run.ipynb", as_version=4)
     cell = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
-    names = [line.split(" = ")[0] for line in cell.source.splitlines()]
-    assert names == ["results", "data", "device", "checkpoint_seconds", *Run.names()]
+    lines = cell.source.splitlines()
+    assert [text.split(" = ")[0] for text in lines[:4]] == ["results", "data", "device", "checkpoint_seconds"]
+    assert lines[4:] == [line(f) for f in dataclasses.fields(Run)]
 
 
 def test_command_line_says_what_is_wrong():

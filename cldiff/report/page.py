@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,8 +48,10 @@ REPAIRS = (
     (r"<p>(<strong>Table [^\n]*?)</p>\s*<table>", r'<p class="caption">\1</p><table>'),
     (r'(<p class="caption">[^\n]*?</p><table>(?:(?!<table>).)*?</table>)\s*<p>', r'\1<p class="note">'),
     (r"<table>(.*?)</table>", r'<div class="table" tabindex="0"><table>\1</table></div>'),
-    (r"<td>((?:<strong>)?[^<]{0,24}(?:</strong>)?</td>)", r'<td class="short">\1'),  # on one line
+    (r"<td>((?:<(?:strong|code)>)?[^<]{0,24}(?:</(?:strong|code)>)?</td>)", r'<td class="short">\1'),  # on one line
+    (r"(?<=\d) (?=%|±)|(?<=±) (?=\d)|(?<=\bt) (?=[=<] )|(?<=\bt [=<]) (?=\d)", "\N{NO-BREAK SPACE}"),
 )
+BESIDE = r'<a href="(?!https?:|mailto:|#)[^"]*">(.*?)</a>'  # to files beside the page, which its PDF leaves behind
 STYLE = """
 :root { color-scheme: light; --sans: system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif }
 body { max-width: 46rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: #fff; color: #1a1a1a;
@@ -62,17 +65,23 @@ max-width: 100%; height: auto; margin: 0 auto } .caption { margin: 1.8rem 0 0; f
 { font-size: .86rem; line-height: 1.5; color: #444; margin: .6rem 0 1.8rem } table { border-collapse: collapse;
 border-block: 2px solid #333; margin: 0 auto; font-size: .82rem; line-height: 1.4 } th, td { padding: .3rem .55rem;
 text-align: left; vertical-align: top; font-variant-numeric: tabular-nums } th { border-bottom: 1px solid #333;
-vertical-align: bottom } .short { white-space: nowrap } td:not(.short) { min-width: 8.5rem } td:first-child { position:
-sticky; left: 0; background: #fff } pre { overflow-x: auto; background: #f6f6f4; padding: .7rem .9rem; font: .8rem/1.5
+vertical-align: bottom } .short { white-space: nowrap } td:not(.short) { min-width: 8.5rem } th:first-child,
+td:first-child { position: sticky; left: 0; background: #fff } .table { background: linear-gradient(90deg, #fff 40%,
+#fff0) 0 0 / 3rem 100% local, linear-gradient(270deg, #fff 40%, #fff0) 100% 0 / 3rem 100% local, linear-gradient(90deg,
+#0003, #0000) 0 0 / .9rem 100% scroll, linear-gradient(270deg, #0003, #0000) 100% 0 / .9rem 100% scroll;
+background-repeat: no-repeat } pre { overflow-x: auto; background: #f6f6f4; padding: .7rem .9rem; font: .8rem/1.5
 ui-monospace, Menlo, Consolas, monospace } sub, sup { line-height: 0 } code { font-size: .88em } summary { color:
 #6a6a6a; font-size: .75rem; cursor: pointer } .c1 { color: #5a6b5a } .k, .kn, .ow { color: #7a2d8c } .s1, .s2, .sa, .sd
-{ color: #96401c } @media screen and (min-width: 50rem) { :root { --wide: min(66rem, 100vw - 3rem); --over:
+{ color: #96401c } @media screen and (min-width: 50rem) { :root { --wide: min(77rem, 100vw - 3rem); --over:
 calc((var(--wide) - 46rem) / 2) } figure, .table { width: var(--wide); margin-left: calc(-1 * var(--over)) }
 figcaption { padding: 0 var(--over) } } @media screen and (max-width: 40rem) { figure { overflow-x: auto } figure img {
-width: 44rem; max-width: none } figcaption { position: sticky; left: 0; width: calc(100vw - 2rem) } } @media print {
-body { max-width: none; padding: 0; font-size: 10.5pt } details, nav { display: none } table { font-size: 7.5pt }
-td:first-child { position: static } .table { overflow: visible } figure, tr { break-inside: avoid } h2, h3, .caption {
-break-after: avoid } }
+width: 44rem; max-width: none } figcaption { position: sticky; left: 0; width: calc(100vw - 2rem) } figcaption::before
+{ content: "(scroll sideways) "; color: #6a6a6a } th:first-child, td:first-child { box-shadow: 6px 0 6px -5px #999 } }
+@page { size: A4; margin: 18mm 20mm; @bottom-center { content: counter(page); font: 8pt Arial, sans-serif } } @media
+print { body { max-width: none; padding: 0; font-size: 10.5pt } details, nav { display: none } .caption { font-size:
+9.5pt } figcaption, .note { font-size: 8.5pt } table { font-size: 7.5pt } th:first-child, td:first-child { position:
+static } .table { overflow: visible; background: none } figure img { max-height: 9cm; width: auto } figure, tr,
+.table:not(:has(tr:nth-child(15))) { break-inside: avoid } h2, h3, .caption { break-after: avoid } }
 """
 
 
@@ -170,7 +179,8 @@ def write_page(notebook: Path, target: Path) -> None:
     text, chromium = page(notebook), shutil.which("chromium")
     with TemporaryDirectory(prefix="cldiff-", ignore_cleanup_errors=True) as folder:
         plain, printed = Path(folder, "page.html"), Path(folder, "page.pdf")
-        plain.write_text(text, encoding="utf-8")
+        plain.write_text(re.sub(BESIDE, r"\1", text, flags=re.S), encoding="utf-8")
         if chromium and print_pdf(plain, printed, chromium):
             write_atomically(target.with_suffix(".pdf"), lambda path: shutil.copyfile(printed, path))
-        write_atomically(target, lambda path: shutil.copyfile(plain, path))  # last: where it is, its PDF was tried
+        # Last: where it is, its PDF was tried.
+        write_atomically(target, partial(Path.write_text, data=text, encoding="utf-8"))

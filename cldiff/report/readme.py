@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import Problem
-from ..findings import FINETUNING, LIGHT, REPLAY
+from ..findings import FINETUNING, GENERATIVE, LIGHT, REPLAY
 from ..methods import METHODS
 from ..results import load_scores
 from ..rows import STUDY
@@ -68,10 +68,11 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         runs = scores[scores.label == label].groupby("seed")
         return mean_and_error(pd.Series([of(result_matrix(run, metric, split)) for _, run in runs]), digits)
 
-    more, light = value(FINETUNING, "bpd", forgetting), ""
+    more, others = value(FINETUNING, "bpd", forgetting), ""
     change = f"{more[1:]} less" if more.startswith("-") else f"{more} more"
-    if LIGHT in set(scores.label):  # not run yet in some profiles
-        light = f"; with 0.01 at {value(LIGHT, 'fid', digits=0)} and {value(LIGHT, 'bpd')} bits"
+    for label, words in ((LIGHT, "with 0.01"), (GENERATIVE, "generative replay")):
+        if label in set(scores.label):  # not run yet in some profiles
+            others += f"; {words} at {value(label, 'fid', digits=0)} and {value(label, 'bpd')}"
 
     def copied(matrix: np.ndarray) -> float:
         return 100 * matrix[-1, :-1].mean()
@@ -85,10 +86,11 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         f"of {value(FINETUNING, 'fid', digits=0)} where real images have {floor:.0f}, and bits per dimension hardly "
         f"notice ({value(FINETUNING, 'bpd')}; on old tasks {change}). Experience replay with weight 1 ends at "
         f"{value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
-        f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{light}. On "
-        f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, of {len(methods)} methods: "
-        f"finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay "
-        f"{fid['Distilled replay, weight 1']}, generative distillation {fid['Generative distillation, weight 1']}. "
+        f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{others}. On "
+        f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, {len(methods)} methods: finetuning"
+        f" {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay {fid['Distilled replay, weight 1']}, "
+        f"generative distillation {fid['Generative distillation, weight 1']}, a network for each task "
+        f"{fid['One model for each task, start previous']}. "
         "FID in features of a LeNet, against test images (on the paper's pages: training images); ± standard error."
     )
 
@@ -115,11 +117,11 @@ def verdicts() -> str:
         titles.append(f"[{DATASETS[dataset].title}]({path}), {steps:,} steps, {number_of(seeds[-1])}")
         found.append({row[0]: row for row in table_of(path)})
     about = (
-        f"The study trains {Run.steps:,} steps a task. A finding is split into conditions, ours, some or all "
-        "decisive: behind each data set's name. All met: *holds*; else a decisive one met: *in part*; open: *within "
-        "noise*; else: *does not hold*. In brackets: met, of all. They ask little more than that all seeds agree (by "
-        f"chance {', '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds) - {1}))}; of one, noise is "
-        f"not known). On the digits t = {late} stands for t = {Run.late}."
+        f"The study trains {Run.steps:,} steps a task. We split each finding into conditions (behind each data set's "
+        "name). All met: *holds*; else, if one that is marked decisive is met: *in part*; if one is undecided: *within "
+        "noise*; else *does not hold*. In brackets: met, of all. Met asks little more than that all seeds agree (by "
+        f"chance {', '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds) - {1}))}; with one seed "
+        f"noise is not known). On the digits t = {late} stands for t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.
     rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[1].items() if number]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import write_atomically
-from ..metrics import METRICS
+from ..metrics import METRICS, REPLICATES
 from ..stats import DRAWS, HEADLINES, compare, summarise, summarise_replicates
 from .plots import present
 
@@ -96,20 +96,22 @@ def measured(summary: pd.DataFrame) -> dict:
 
 
 def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows of a paper's table, mean and standard error, and what they rest on. Bold: the best, and whatever the
-    paired comparison cannot tell from it."""
+    """The rows of a paper's table, mean and standard error, and what they rest on. Bold: the best average, and whatever
+    the paired comparison cannot tell from it; a method that learns badly has little to forget."""
     summary, replicates = summarise(scores), summarise_replicates(bootstrap)
     labels = present(summary.label)
     table = pd.DataFrame({"": labels})
     for metric, m in measured(summary).items():
-        for kind, arrow in (("average", "↑" if m.higher else "↓"), ("forgetting", "↓")):
-            rows = summary[summary.metric == metric].groupby("label")[kind]
-            best = rows.mean().idxmax() if arrow == "↑" else rows.mean().idxmin()
-            table[f"{'avg' if kind == 'average' else 'forgetting'} {m.title} {arrow}"] = [
-                f"{mark}{mean_and_error(rows.get_group(name), m.digits)}{mark}"
-                for name in labels
-                for mark in ["" if compare(summary, replicates, name, best, metric, kind).beyond_noise else "**"]
-            ]
+        of, arrow = summary[summary.metric == metric].groupby("label"), "↑" if m.higher else "↓"
+        best = of.average.mean().idxmax() if m.higher else of.average.mean().idxmin()
+        table[f"avg {m.title} {arrow}"] = [
+            f"{mark}{mean_and_error(of.get_group(name).average, m.digits)}{mark}"
+            for name in labels
+            for mark in ["" if compare(summary, replicates, name, best, metric, "average").beyond_noise else "**"]
+        ]
+        for kind, title in (("learned", f"{m.title} when learned ↓"), ("forgetting", f"forgetting {m.title} ↓")):
+            if kind == "forgetting" or metric == "fid":
+                table[title] = [mean_and_error(of.get_group(name)[kind], m.digits) for name in labels]
     drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
     floor = scores[(scores.metric == "fid_floor") & (scores.split == "train") & (scores.extractor == drawn.extractor)]
     floors = floor[floor.run == floor.run.iloc[0]]
@@ -117,11 +119,50 @@ def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.Dat
     terms, variance, clipped = bound.sampler.iloc[0].removeprefix("terms").split("-")
     over = "seeds and images" if scores.seed.nunique() > 1 else "images (not over seeds)"
     note = (
-        f"{seeds_note(scores)}. Bold: the best, and what a paired bootstrap over {over} cannot tell from it. "
+        f"{seeds_note(scores)}. Bold: the best average, and what a paired bootstrap over {over} cannot tell from it. "
         f"FID: {drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}) against the training images "
         f"of the task; floor: two disjoint parts of these, {sizes(floors.n)} images each. BPD: variational bound on "
         f"{sizes(bound.n)} test images per task, {terms} timesteps each, variance {variance}, x0 {clipped}. Accuracy: "
-        f"share of samples that fall into their task's classes. Forgetting: positive means worse."
+        f"share of samples that fall into their task's classes. When learned: mean over tasks right after each. "
+        "Forgetting: positive means worse; who learns badly has little to forget."
+    )
+    return table, note
+
+
+def task1_table(scores: pd.DataFrame, curves: pd.DataFrame, run: dict) -> tuple[pd.DataFrame, str]:
+    """What becomes of task 1: its scores after the first, the second and the last task, and its losses on kept and on
+    validation images divided by those right after it. Methods whose first task is the same share a row. run: the
+    parameters that these runs share."""
+    last, parts = int(scores.after_task.max()), {}
+    for metric, split in {"fid": "train", "accuracy": "", "bpd": "test", "recall": "test", "copied": "buffer"}.items():
+        m, rows = METRICS[metric], scores[(scores.metric == metric) & (scores.eval_task == 1)]
+        rows = rows[(rows.split.fillna("") == split) & (rows.extractor.fillna("lenet") == "lenet")]
+        if rows.run.nunique() == scores.run.nunique():  # runs of older protocols have no copies
+            parts[f"{m.title} {'↑' if m.higher else '↓'}"] = rows, m.digits
+    losses = curves[(curves.eval_task == 1) & (curves.step % run["steps"] == 0)]
+    losses = losses.assign(after_task=losses.step // run["steps"])
+    for t in (run["early"], run["late"]):
+        for name, images in (("kept", "buffer"), ("new", "validation")):
+            rows = losses[(losses.timestep == t) & (losses.split == images)]
+            begun = rows[rows.after_task == 1].set_index("run").loss
+            parts[f"t = {t}, {name}"] = rows.assign(value=rows.loss / rows.run.map(begun)), 2
+    table = pd.DataFrame(
+        {"": label, "after task": after}
+        | {
+            title: mean_and_error(rows[(rows.after_task == after) & (rows.label == label)].value, digits)
+            for title, (rows, digits) in parts.items()
+        }
+        for after in sorted({1, min(2, last), last})
+        for label in present(scores.label)
+    )
+    begun = table[table["after task"] == 1].assign(**{"": "all methods"}).drop_duplicates()
+    if len(begun) == 1:
+        table = pd.concat([begun, table[table["after task"] > 1]])
+    note = (
+        f"{seeds_note(scores)}. FID against training images; accuracy: samples of the right classes; BPD of test "
+        f"images, recall against them; copies: samples that are nearly one of the {run['buffer']:,} images that replay "
+        "keeps of the task. Losses at two timesteps, on these images (kept) and on validation images (new), at most "
+        f"{run['curve_images']:,} of each, divided by those right after task 1."
     )
     return table, note
 
@@ -141,10 +182,13 @@ def differences_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd
                     + ("" if d.beyond_noise else " noise")
                 )
         rows.append(row)
+    drawn = f"{DRAWS:,} bootstrap draws over seeds and images"
+    few = "With few seeds the interval is hardly wider than their range"
+    if scores.seed.nunique() == 1:
+        drawn = f"{REPLICATES} bootstrap draws over images"
+        few = "One seed: what another training would give is not in the interval"
     note = (
-        f"{seeds_note(scores)}. First minus second; in brackets where 95 % of {DRAWS:,} bootstrap draws over seeds and "
-        "images lie, the same seeds and test images for both; noise: 0 lies between. With few seeds the interval is "
-        "hardly "
-        "wider than their range; with one it covers the images alone."
+        f"{seeds_note(scores)}. First minus second; in brackets where 95 % of {drawn} lie, the same seeds and test "
+        f"images for both; noise: 0 lies between. {few}."
     )
     return pd.DataFrame(rows), note

@@ -1,0 +1,71 @@
+"""The table of what becomes of task 1, from numbers that are easy to divide."""
+
+import pandas as pd
+
+from cldiff.report.tables import task1_table
+
+RUN = {"steps": 10, "early": 5, "late": 7, "buffer": 20, "curve_images": 100}
+
+
+def tables(methods, seeds=(0,), tasks=3, **changed):
+    """Scores and curves of runs whose value after task k is that of `methods` times k, in another split times 1,000."""
+    scores, curves = [], []
+    for label, value in methods.items():
+        for seed in seeds:
+            of = {"run": f"{label}-{seed}", "label": label, "seed": seed, "dataset": "digits", "eval_task": 1}
+            other = of | {"eval_task": 2}  # whose numbers would be wrong ones
+            for task in range(1, tasks + 1):
+                size = (value if task > 1 else 1) * task + seed
+                for metric, split in (("fid", "train"), ("accuracy", None), ("bpd", "test"), ("recall", "test")):
+                    kept = {"after_task": task, "metric": metric, "extractor": "lenet" if metric != "bpd" else None}
+                    scores.append(of | kept | {"split": split, "value": size})
+                    scores.append(of | kept | {"split": "validation", "value": 1000.0})
+                    scores.append(other | kept | {"split": split, "value": 1000.0})
+                    scores.append(of | kept | {"split": split, "value": 1000.0, "extractor": "inception"})
+                for half in (5, 10):  # of a task's steps: only its end is shown
+                    for split, t, loss in (
+                        ("buffer", 5, 4 / size),
+                        ("validation", 5, 4 * size),
+                        ("buffer", 7, 8),
+                        ("validation", 7, 8 * size),
+                    ):
+                        step = {"step": 10 * (task - 1) + half, "task": task, "timestep": t, "split": split}
+                        curves.append(of | step | {"loss": loss if half == 10 else 1000.0})
+    return pd.DataFrame(scores), pd.DataFrame(curves)
+
+
+def test_a_row_for_each_method_after_the_second_and_the_last_task_and_one_for_the_first_that_all_share():
+    table, note = task1_table(*tables({"Finetuning": 2, "L2": 1}, tasks=4), RUN)
+    assert list(table.columns[:3]) == ["", "after task", "FID ↓"]
+    assert list(zip(table[""], table["after task"])) == [
+        ("all methods", 1), ("Finetuning", 2), ("L2", 2), ("Finetuning", 4), ("L2", 4)
+    ]  # fmt: skip
+    end = table.iloc[3]
+    assert (end["FID ↓"], end["accuracy ↑"], end["BPD ↓"], end["recall ↑"]) == ("8.0", "8.000", "8.000", "8.000")
+    assert [end[f"t = {t}, {of}"] for t in (5, 7) for of in ("kept", "new")] == ["0.12", "8.00", "1.00", "8.00"]
+    assert "copies of the buffer ↓" not in table and "20 images that replay keeps" in note
+
+
+def test_methods_whose_first_tasks_differ_have_rows_of_their_own():
+    scores, curves = tables({"Finetuning": 2, "L2": 1})
+    scores.loc[(scores.label == "L2") & (scores.after_task == 1), "value"] += 1
+    table, _ = task1_table(scores, curves, RUN)
+    assert list(table[table["after task"] == 1][""]) == ["Finetuning", "L2"]
+
+
+def test_seeds_are_divided_each_by_its_own_and_have_errors():
+    table, _ = task1_table(*tables({"Finetuning": 2}, seeds=(0, 1), tasks=2), RUN)
+    assert list(table["after task"]) == [1, 2]
+    assert table.iloc[1]["FID ↓"] == "4.5 ± 0.5"  # of 4 and 5
+    assert table.iloc[1]["t = 5, new"] == "3.25 ± 0.75"  # of 4 / 1 and 5 / 2
+
+
+def test_copies_are_shown_where_every_run_has_them():
+    scores, curves = tables({"Finetuning": 2, "L2": 1})
+    one = scores[(scores.metric == "fid") & (scores.split == "train") & (scores.label == "L2")]
+    one = one.assign(metric="copied", split="buffer", extractor=None)
+    table, _ = task1_table(pd.concat([scores, one]), curves, RUN)
+    assert "copies of the buffer ↓" not in table
+    both = pd.concat([one, one.assign(label="Finetuning", run="Finetuning-0")])
+    table, _ = task1_table(pd.concat([scores, both]), curves, RUN)
+    assert "copies of the buffer ↓" in table
