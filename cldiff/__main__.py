@@ -152,7 +152,7 @@ def verify(words: argparse.Namespace) -> None:
     """draw fresh samples from published weights and compare them with the published scores"""
     from .verify import verify_all
 
-    verify_all(words.results, words.data)
+    verify_all(words.results, words.data, words.only)
 
 
 def colab(words: argparse.Namespace) -> None:
@@ -209,7 +209,7 @@ def parser() -> Parser:
     command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data", "--cluster", "--shared")
     command(accept, "profile")
     command(features, "dataset", "--data")
-    command(verify, "results", "--data")
+    command(verify, "results", "--only", "--data")
     command(colab)
     command(readme)
     return top

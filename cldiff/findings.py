@@ -185,8 +185,8 @@ def generative_replay_is_worse(e: Evidence) -> Finding:
         f"average FID {show(e.value(GENERATIVE, 'fid'))} against {show(e.value(REPLAY, 'fid'))} (weight 1) and "
         f"{show(e.value(LIGHT, 'fid'))} (weight 0.01); other weights of generative replay were not run",
         {
-            "higher average FID than replay with weight 1": e.smaller(REPLAY, GENERATIVE, "fid", "average"),
-            "than replay with 0.01, the study's better one": e.smaller(LIGHT, GENERATIVE, "fid", "average"),
+            "average FID above replay's with weight 1": e.smaller(REPLAY, GENERATIVE, "fid", "average"),
+            "average FID above replay's with 0.01, the study's better": e.smaller(LIGHT, GENERATIVE, "fid", "average"),
         },
     )
 

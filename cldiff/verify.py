@@ -83,12 +83,13 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def verify_all(results: Path, data: str | Path = "data") -> None:
-    """Verifies every run with published weights and prints what was found. Raises Problem if there is none, or if a
-    difference is beyond LIMIT."""
-    folders = sorted(path.parent for path in results.glob(f"*/{WEIGHTS}"))
+def verify_all(results: Path, data: str | Path = "data", only: str = "") -> None:
+    """Verifies every run with published weights, or those whose name starts with `only`, and prints what was found.
+    Raises Problem if there is none, or if a difference is beyond LIMIT."""
+    folders = sorted(path.parent for path in results.glob(f"*/{WEIGHTS}") if path.parent.name.startswith(only))
     if not folders:
-        raise Problem(f"no {WEIGHTS} in the folders of {results}: expected a profile with published weights")
+        those = f"whose name starts with {only!r}" if only else f"of {results}"
+        raise Problem(f"no {WEIGHTS} in the folders {those}: expected results with published weights")
     largest = 0.0
     for folder in folders:
         table = verify(folder, data)

@@ -133,6 +133,20 @@ def test_damaged_or_missing_weights_are_one_line(copy, monkeypatch):
         main()
 
 
+def test_one_run_alone_can_be_asked_for(tmp_path, monkeypatch, capsys):
+    for name in ("digits-late-s0", "digits-replay-s0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / WEIGHTS).touch()
+    monkeypatch.setattr("cldiff.verify.verify", lambda folder, data: pd.DataFrame({"z": [0.5]}))
+    words = ["cldiff", "verify", str(tmp_path), "--only"]
+    monkeypatch.setattr(sys, "argv", [*words, "digits-late"])
+    main()
+    assert "digits-late-s0" in (shown := capsys.readouterr().out) and "digits-replay-s0" not in shown
+    monkeypatch.setattr(sys, "argv", [*words, "digits-none"])
+    with pytest.raises(SystemExit, match="^error: no weights.pt in the folders whose name starts with 'digits-none': "):
+        main()
+
+
 def test_a_network_of_another_size_is_named(copy):
     net = load_unet(copy / WEIGHTS)
     arguments = {**net.arguments, "channels": 2 * net.channels}

@@ -52,37 +52,7 @@ REPAIRS = (
     (r"(?<=\d) (?=%|±)|(?<=±) (?=\d)|(?<=\bt) (?=[=<] )|(?<=\bt [=<]) (?=\d)", "\N{NO-BREAK SPACE}"),
 )
 BESIDE = r'<a href="(?!https?:|mailto:|#)[^"]*">(.*?)</a>'  # to files beside the page, which its PDF leaves behind
-STYLE = """
-:root { color-scheme: light; --sans: system-ui, "Segoe UI", "Helvetica Neue", Arial, sans-serif }
-body { max-width: 46rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; background: #fff; color: #1a1a1a;
-  font: 1.06rem/1.6 Charter, "Bitstream Charter", "Source Serif 4", Georgia, serif; overflow-wrap: break-word }
-h1, h2, h3, nav, table, figcaption, summary, .caption, .note { font-family: var(--sans) } a { color: #0b5394 }
-h1 { font-size: 1.9rem; line-height: 1.2 } h2 { font-size: 1.35rem; margin: 2.6rem 0 .6rem } h3 { font-size: 1.08rem }
-nav { font-size: .88rem; line-height: 2; border-block: 1px solid #ddd; padding: .5rem 0; margin: 1.6rem 0 }
-nav a { margin-right: 1.1rem; white-space: nowrap; text-decoration: none } blockquote { margin: 1rem 0; text-align:
-center } figure, .table { margin: 1.4rem 0 .8rem } .table { overflow-x: auto; margin-top: .6rem } img { display: block;
-max-width: 100%; height: auto; margin: 0 auto } .caption { margin: 1.8rem 0 0; font-size: .9rem } figcaption, .note
-{ font-size: .86rem; line-height: 1.5; color: #444; margin: .6rem 0 1.8rem } table { border-collapse: collapse;
-border-block: 2px solid #333; margin: 0 auto; font-size: .82rem; line-height: 1.4 } th, td { padding: .3rem .55rem;
-text-align: left; vertical-align: top; font-variant-numeric: tabular-nums } th { border-bottom: 1px solid #333;
-vertical-align: bottom } .short { white-space: nowrap } td:not(.short) { min-width: 8.5rem } th:first-child,
-td:first-child { position: sticky; left: 0; background: #fff } .table { background: linear-gradient(90deg, #fff 40%,
-#fff0) 0 0 / 3rem 100% local, linear-gradient(270deg, #fff 40%, #fff0) 100% 0 / 3rem 100% local, linear-gradient(90deg,
-#0003, #0000) 0 0 / .9rem 100% scroll, linear-gradient(270deg, #0003, #0000) 100% 0 / .9rem 100% scroll;
-background-repeat: no-repeat } pre { overflow-x: auto; background: #f6f6f4; padding: .7rem .9rem; font: .8rem/1.5
-ui-monospace, Menlo, Consolas, monospace } sub, sup { line-height: 0 } code { font-size: .88em } summary { color:
-#6a6a6a; font-size: .75rem; cursor: pointer } .c1 { color: #5a6b5a } .k, .kn, .ow { color: #7a2d8c } .s1, .s2, .sa, .sd
-{ color: #96401c } @media screen and (min-width: 50rem) { :root { --wide: min(77rem, 100vw - 3rem); --over:
-calc((var(--wide) - 46rem) / 2) } figure, .table { width: var(--wide); margin-left: calc(-1 * var(--over)) }
-figcaption { padding: 0 var(--over) } } @media screen and (max-width: 40rem) { figure { overflow-x: auto } figure img {
-width: 44rem; max-width: none } figcaption { position: sticky; left: 0; width: calc(100vw - 2rem) } figcaption::before
-{ content: "(scroll sideways) "; color: #6a6a6a } th:first-child, td:first-child { box-shadow: 6px 0 6px -5px #999 } }
-@page { size: A4; margin: 18mm 20mm; @bottom-center { content: counter(page); font: 8pt Arial, sans-serif } } @media
-print { body { max-width: none; padding: 0; font-size: 10.5pt } details, nav { display: none } .caption { font-size:
-9.5pt } figcaption, .note { font-size: 8.5pt } table { font-size: 7.5pt } th:first-child, td:first-child { position:
-static } .table { overflow: visible; background: none } figure img { max-height: 9cm; width: auto } figure, tr,
-.table:not(:has(tr:nth-child(15))) { break-inside: avoid } h2, h3, .caption { break-after: avoid } }
-"""
+STYLE = Path(__file__).with_name("page.css")
 
 
 class PageError(Problem):
@@ -145,7 +115,8 @@ def page(notebook: str | Path) -> str:
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title or Path(notebook).stem}</title>
-<meta name="description" content="{description}"><style>{STYLE}</style></head>
+<meta name="description" content="{description}"><style>
+{STYLE.read_text(encoding="utf-8")}</style></head>
 <body>
 {body}
 </body></html>

@@ -26,7 +26,7 @@ OWN = {
     "Timestep-aware replay": "#56b4e9",
     "Self-tuned replay": "#857b22",
 }
-LEFT = ("#333333", "#949494", "#44aa99", "#661100")
+LEFT = ("#333333", "#661100", "#949494", "#44aa99")
 
 
 def use_style() -> None:

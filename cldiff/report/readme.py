@@ -90,7 +90,7 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, {len(methods)} methods: finetuning"
         f" {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay {fid['Distilled replay, weight 1']}, "
         f"generative distillation {fid['Generative distillation, weight 1']}, a network for each task "
-        f"{fid['One model for each task, start previous']}. "
+        f"{fid['One model for each task']}. "
         "FID in features of a LeNet, against test images (on the paper's pages: training images); ± standard error."
     )
 
@@ -118,7 +118,7 @@ def verdicts() -> str:
         found.append({row[0]: row for row in table_of(path)})
     about = (
         f"The study trains {Run.steps:,} steps a task. We split each finding into conditions (behind each data set's "
-        "name). All met: *holds*; else, if one that is marked decisive is met: *in part*; if one is undecided: *within "
+        "name). All met: *holds*; else, of the decisive (marked, or all) one met: *in part*; one undecided: *within "
         "noise*; else *does not hold*. In brackets: met, of all. Met asks little more than that all seeds agree (by "
         f"chance {', '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds) - {1}))}; with one seed "
         f"noise is not known). On the digits t = {late} stands for t = {Run.late}."
