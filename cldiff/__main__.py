@@ -105,32 +105,10 @@ def run(words: argparse.Namespace) -> None:
 
 def accept(words: argparse.Namespace) -> None:
     """keep the weights that a finished sweep chooses, for the profiles that ask for them"""
-    from .results import load_scores
-    from .stats import best_weights
-    from .study import PROFILES, keep_chosen, results_folder, runs
+    from .plan import choices
+    from .study import keep_chosen
 
-    if words.profile not in (sweeps := {p.sweep for p in PROFILES.values() if p.sweep}):
-        raise ValueError(f"{words.profile!r} is no sweep; known: {', '.join(sorted(sweeps))}")
-    folder, asked = results_folder(words.profile), runs(words.profile)
-    there = [run for run in asked if (folder / run.name / "result.json").exists()]
-    begun = {(run.dataset, run.method) for run in there}  # others may be swept another day
-    wanting = [run for run in asked if run not in there and (not there or (run.dataset, run.method) in begun)]
-    if wanting:
-        only = f" --only {wanting[0].dataset}-{wanting[0].method}-" if there else ""
-        raise Problem(
-            f"{folder} lacks {len(wanting)} of the trials, {wanting[0].name} first: `python -m cldiff run "
-            f"{words.profile}{only}` makes them"
-        )
-    chosen = {}
-    for dataset in dict.fromkeys(run.dataset for run in there):
-        scores = load_scores(folder, dataset)
-        seeds = scores.groupby(["method", "weight"]).seed.unique().map(frozenset).groupby("method").nunique()
-        if (seeds > 1).any():
-            raise Problem(
-                f"{folder}: weights of {seeds.idxmax()} on {dataset} have different seeds: make the others too"
-            )
-        chosen[dataset] = best_weights(scores)
-    for dataset, found in chosen.items():  # all of them, or none
+    for dataset, found in choices(words.profile).items():
         keep_chosen(words.profile, dataset, found)
         print(f"{dataset}: {', '.join(f'{method} {weight:g}' for method, weight in found.items())}")
 

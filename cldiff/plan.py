@@ -1,5 +1,5 @@
 """What `make paper` makes of a profile, and from what: every target once, first tasks, then runs, then figures, then
-the paper."""
+the paper; and what a sweep chooses for others."""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from filelock import Timeout
 from .errors import Problem
 from .files import claim, write_atomically
 from .run import Run
-from .study import known_profile, planned, results_folder
+from .study import PROFILES, known_profile, planned, results_folder, runs
 
 PAPER = "paper.ipynb"  # made when all figures are there
 
@@ -151,3 +151,33 @@ def make_target(profile: str, target: str) -> None:
         from .report.execute import execute
 
         execute(job["notebook"], job["output"], job["parameters"])
+
+
+def choices(sweep: str) -> dict[str, dict[str, float]]:
+    """The weights that a sweep chooses, {data set: {method: weight}}, of the methods whose trials are there: others may
+    be swept another day. Raises ValueError for a profile that is no sweep, Problem for a method with some trials only,
+    or with other seeds for other weights."""
+    from .results import load_scores
+    from .stats import best_weights
+
+    if sweep not in (sweeps := {p.sweep for p in PROFILES.values() if p.sweep}):
+        raise ValueError(f"{sweep!r} is no sweep; known: {', '.join(sorted(sweeps))}")
+    folder, asked = results_folder(sweep), runs(sweep)
+    there = [run for run in asked if (folder / run.name / "result.json").exists()]
+    begun = {(run.dataset, run.method) for run in there}
+    if wanting := [run for run in asked if run not in there and (not there or (run.dataset, run.method) in begun)]:
+        only = f" --only {wanting[0].dataset}-{wanting[0].method}-" if there else ""
+        raise Problem(
+            f"{folder} lacks {len(wanting)} of the trials, {wanting[0].name} first: `python -m cldiff run "
+            f"{sweep}{only}` makes them"
+        )
+    chosen = {}
+    for dataset in dict.fromkeys(run.dataset for run in there):
+        scores = load_scores(folder, dataset)
+        seeds = scores.groupby(["method", "weight"]).seed.unique().map(frozenset).groupby("method").nunique()
+        if (seeds > 1).any():
+            raise Problem(
+                f"{folder}: weights of {seeds.idxmax()} on {dataset} have different seeds: make the others too"
+            )
+        chosen[dataset] = best_weights(scores)
+    return chosen
