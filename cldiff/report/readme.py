@@ -91,7 +91,7 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         f" {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay {fid['Distilled replay, weight 1']}, "
         f"generative distillation {fid['Generative distillation, weight 1']}, a network for each task "
         f"{fid['One model for each task']}. "
-        "FID in features of a LeNet, against test images (on the paper's pages: training images); ± standard error."
+        "FID in a LeNet's features, against test images (on the pages: training images); ± standard error."
     )
 
 
