@@ -1,13 +1,17 @@
-"""The table of what becomes of task 1, from numbers that are easy to divide."""
+"""The table of what becomes of task 1, from numbers that are easy to divide; that of the methods; their colours."""
 
 import pandas as pd
 
-from cldiff.report.tables import task1_table
+from cldiff import load_bootstrap, load_scores
+from cldiff.report.plots import OWN, colours
+from cldiff.report.tables import results_table, task1_table
+from cldiff.rows import BENCHMARK, STUDY
+from cldiff.study import labels_of
 
 RUN = {"steps": 10, "early": 5, "late": 7, "buffer": 20, "curve_images": 100}
 
 
-def tables(methods, seeds=(0,), tasks=3, **changed):
+def tables(methods, seeds=(0,), tasks=3):
     """Scores and curves of runs whose value after task k is that of `methods` times k, in another split times 1,000."""
     scores, curves = [], []
     for label, value in methods.items():
@@ -69,3 +73,22 @@ def test_copies_are_shown_where_every_run_has_them():
     both = pd.concat([one, one.assign(label="Finetuning", run="Finetuning-0")])
     table, _ = task1_table(pd.concat([scores, both]), curves, RUN)
     assert "copies of the buffer ↓" in table
+
+
+def test_only_averages_are_bold_and_beside_them_stands_what_was_learned():
+    """The study's rows on MNIST: replay forgets least, L2 learns least."""
+    table, _ = results_table(*(load("results/small", "mnist", STUDY) for load in (load_scores, load_bootstrap)))
+    bold = [name for name in table if table[name].str.contains("*", regex=False).any()]
+    assert bold == [name for name in table if name.startswith("avg ")]
+    learned = table.set_index("")["FID when learned ↓"]
+    assert learned.iloc[:-1].map(lambda cell: float(cell.split(" ")[0])).idxmax() == "L2"
+
+
+def test_a_method_has_one_colour_in_every_company_and_no_two_have_the_same():
+    labels = labels_of(BENCHMARK)
+    found = colours(labels)
+    assert len(set(found.values())) == len(found) == len(labels)
+    first = {method: name for name in reversed(labels) if (method := name.partition(",")[0]) in OWN}
+    assert len(first) == len(OWN)
+    for name in (*labels_of(STUDY), *first.values()):
+        assert colours([name])[name] == found[name] == colours(["Another", name])[name]

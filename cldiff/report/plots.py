@@ -19,7 +19,7 @@ from ..study import labels_of
 
 PAGE = 7.2  # width of a page, inches
 ORDER = labels_of(STUDY)
-# Dark enough for text on white, and apart from one another and from the study's to eyes that do not tell red and green.
+# Of methods beside the study's rows: one colour in every figure. Then those of whatever else is in a figure.
 OWN = {
     "Distilled replay": "#332288",
     "Generative distillation": "#882255",

@@ -109,9 +109,9 @@ def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.Dat
             for name in labels
             for mark in ["" if compare(summary, replicates, name, best, metric, "average").beyond_noise else "**"]
         ]
-        for kind, title in (("learned", f"{m.title} when learned ↓"), ("forgetting", f"forgetting {m.title} ↓")):
-            if kind == "forgetting" or metric == "fid":
-                table[title] = [mean_and_error(of.get_group(name)[kind], m.digits) for name in labels]
+        if metric == "fid":
+            table["FID when learned ↓"] = [mean_and_error(of.get_group(name).learned, m.digits) for name in labels]
+        table[f"forgetting {m.title} ↓"] = [mean_and_error(of.get_group(name).forgetting, m.digits) for name in labels]
     drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
     floor = scores[(scores.metric == "fid_floor") & (scores.split == "train") & (scores.extractor == drawn.extractor)]
     floors = floor[floor.run == floor.run.iloc[0]]
