@@ -53,7 +53,7 @@ def less(one: np.ndarray | float, other: np.ndarray | float) -> bool | None:
     return answer(paired_difference(one[:, None], other[:, None]))
 
 
-def show(values: np.ndarray, form: str = ".0f") -> str:
+def show(values: np.ndarray, form: str = ",.0f") -> str:
     """Mean ± standard error over seeds, in a format; with "%" in percent."""
     values, unit = np.asarray(values, float), ""
     if form.endswith("%"):

@@ -195,7 +195,7 @@ class OfImages(Metric):
 BOUNDS = [(variance, clip) for variance in VARIANCES for clip in (True, False)]  # the first is the paper's
 METRICS: dict[str, Metric] = {
     "fid": AgainstReal("FID", 1, lambda drawn, real: fid(drawn.gaussian, real.gaussian), headline=True),
-    "kid": AgainstReal("KID", 3, lambda drawn, real: kid(drawn.features, real.features)),
+    "kid": AgainstReal("KID", 1, lambda drawn, real: kid(drawn.features, real.features)),
     "precision": AgainstReal(
         "precision", 3, lambda drawn, real: precision_recall(drawn.features, real.features)[0], True
     ),

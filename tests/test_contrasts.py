@@ -71,7 +71,7 @@ def test_of_one_common_seed_there_is_the_difference_alone():
     table = compared(found, [Contrast("a", "one", "two", "fid")])
     assert table.seeds.item() == 1 and table.difference.item() == pytest.approx(2)
     assert table[["low", "high", "p", "holm"]].isna().all(axis=None)
-    row = contrasts_table(table).iloc[0]
+    row = contrasts_table(table)[0].iloc[0]
     assert (row.difference, row.p, row["p, Holm"]) == ("x 2.00", "", "")
 
 

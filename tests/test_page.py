@@ -44,7 +44,7 @@ def notebook(tmp_path):
                 output("image/png", PIXEL, alt="A curve & its 'rise' > 0"),
                 output("text/markdown", "**Figure 1.** What to see"),
                 output(
-                    "text/markdown", "**Table 1.** Numbers\n\n| method | FID |\n| - | - |\n| L2 | 1.0 ± 0.2 |\n\nnote"
+                    "text/markdown", "**Table 1.** Numbers\n\n| method | FID |\n| - | -: |\n| L2 | 1.0 ± 0.2 |\n\nnote"
                 ),
                 output("text/markdown", "text\n\n| a | b |\n| - | - |\n| 1 | 2 |\n\nmore text"),
                 output("text/markdown", f"shown as result {EVIL}", result=True),
@@ -91,7 +91,9 @@ def test_page_has_title_folded_code_figure_with_caption_and_table(notebook):
     assert '<p class="caption"><strong>Table 1.</strong> Numbers</p><div class="table" tabindex="0"><table>' in text
     assert '<p class="note">note</p>' in text and "<p>more text</p>" in text  # after a table without a caption
     assert (
-        '<td class="short">1.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.2</td>' in text
+        '<th class="number">FID</th>' in text
+        and '<td class="number">1.0\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}0.2</td>' in text
+        and '<td class="short">L2</td>' in text
         and "shown as result" in text
         and "printed" in text
     )

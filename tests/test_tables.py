@@ -1,10 +1,11 @@
 """The table of what becomes of task 1, from numbers that are easy to divide; that of the methods; their colours."""
 
 import pandas as pd
+import pytest
 
 from cldiff import load_bootstrap, load_scores
 from cldiff.report.plots import OWN, colours
-from cldiff.report.tables import results_table, task1_table
+from cldiff.report.tables import mean_and_error, results_table, samples_note, save_table, task1_table
 from cldiff.rows import BENCHMARK, STUDY
 from cldiff.study import labels_of
 
@@ -92,3 +93,43 @@ def test_a_method_has_one_colour_in_every_company_and_no_two_have_the_same():
     assert len(first) == len(OWN)
     for name in (*labels_of(STUDY), *first.values()):
         assert colours([name])[name] == found[name] == colours(["Another", name])[name]
+
+
+def test_columns_of_numbers_are_set_to_the_right_and_minus_signs_are_such(tmp_path):
+    table = {
+        "": ["L2, weight 1e-05", "real"],
+        "of -1": ["**-0.5 ± 1.2**", ""],
+        "between": ["+1,003 [-2.0, -.5] noise", "× 2"],
+        "range": ["1", "1-2"],
+        "words": ["-1", "2023-09 to -4"],
+        "empty": ["", ""],
+    }
+    save_table(pd.DataFrame(table), tmp_path, "t", "a-1")
+    head, rule, first, second = (tmp_path / "t.md").read_text(encoding="utf-8").splitlines()[:4]
+    assert rule == "| --- | ---: | ---: | --- | --- | --- |"
+    assert head == "|  | of −1 | between | range | words | empty |"
+    assert first == "| L2, weight 1e-05 | **−0.5 ± 1.2** | +1,003 [−2.0, −.5] noise | 1 | −1 |  |"
+    assert second == "| real |  | × 2 | 1-2 | 2023-09 to −4 |  |"
+    tex = (tmp_path / "t.tex").read_text(encoding="utf-8").splitlines()
+    assert tex[0] == r"\begin{tabular}{lrrlll}"
+    assert tex[4] == r"L2, weight 1e-05 & \textbf{$-$0.5 $\pm$ 1.2} & +1,003 [$-$2.0, $-$.5] noise & 1 & $-$1 &  \\"
+
+
+def test_large_numbers_can_be_read():
+    assert mean_and_error(pd.Series([1000.0, 1002.5]), 1) == "1,001.2 ± 1.2"
+    assert mean_and_error(pd.Series([-1234.5]), 0) == "-1,234"
+
+
+@pytest.mark.parametrize(
+    "sampler, words",
+    [
+        ("ddim20", "DDIM, 20 steps"),
+        ("ancestral1000", "ancestral, 1,000 steps"),
+        ("ddim8-eta0.5", "DDIM, 8 steps, eta 0.5"),
+    ],
+)
+def test_how_samples_were_drawn_is_said_in_words(sampler, words):
+    scores = pd.DataFrame(
+        {"metric": ["fid"] * 2, "extractor": ["inception", "lenet"], "n": [5, 1024], "sampler": sampler}
+    )
+    assert samples_note(scores) == f"LeNet features of 1,024 samples per task ({words})"

@@ -11,7 +11,7 @@ from ..methods import METHODS
 from ..results import load_results
 from ..run import Run
 from ..stats import CHANCE, DRAWS, HEADLINES, compare, summarise, summarise_replicates
-from .tables import mean_and_error, seeds_note, sizes
+from .tables import mean_and_error, samples_note, seeds_note, sizes
 
 
 def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -50,7 +50,7 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
             ]
     table["recall ↑"] = [mean_and_error(of_label.recall.get_group(name), 2) for name in labels]
     table["FID, newest task, test ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
-    drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
+    bound = scores[scores.metric == "bpd"]
     seeds = scores.seed.nunique()
     chance = f" over {seeds} seeds, where beyond noise asks that {CHANCE[seeds]}," if seeds in CHANCE else ""
     floor = scores[(scores.metric == "fid_floor") & (scores.split == "test")].value.mean()
@@ -59,9 +59,8 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
         "those that the sweep chose on validation images, or a row's own (the study's, and 1 where it names `shared`). "
         f"Bold (FID against training images, BPD, accuracy): the best average, and what {DRAWS:,} draws of a paired "
         f"bootstrap over seeds and images cannot tell from it; °: what they cannot tell from finetuning; both{chance} "
-        f"uncorrected for the number of rows. FID: {drawn.extractor} features of {drawn.n} samples per task "
-        f"({drawn.sampler}). BPD: on {sizes(bound.n)} test images per task. Recall: against test images. Forgetting: "
-        "positive means worse."
+        f"uncorrected for the number of rows. FID: {samples_note(scores)}. BPD: on {sizes(bound.n)} test images per "
+        "task. Recall: against test images. Forgetting: positive means worse."
     )
     return table, note
 

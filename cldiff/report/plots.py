@@ -145,6 +145,7 @@ def mark_tasks(axis, steps: int, tasks: int, titles: bool = True) -> None:
                 color="0.4",
             )
     axis.set_xlim(0, tasks * steps)
+    axis.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def run_parameters(results: str | Path, dataset: str) -> dict:

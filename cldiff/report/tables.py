@@ -10,16 +10,26 @@ import pandas as pd
 from ..files import write_atomically
 from ..metrics import METRICS, REPLICATES
 from ..stats import DRAWS, HEADLINES, compare, summarise, summarise_replicates
+from ..tasks import DATASETS
 from .plots import present
+
+MINUS = re.compile(r"(?<![\w.])-(?=\.?\d)")  # before a number, not within a range or a name
+NUMBER = re.compile(r"[\d.,+−±× x°%*\[\]()]*(noise)?")  # with its error or interval, bold or not
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) -> str:
-    """Writes name.md and name.tex and returns the Markdown; `note` says below the table what the numbers depend on."""
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).values.tolist()]
+    """Writes name.md and name.tex and returns the Markdown; `note` says below the table what the numbers depend on.
+    Columns of numbers are set to the right, and their minus signs are such."""
+    head, *body = [[MINUS.sub("−", cell) for cell in row] for row in (table.columns, *table.astype(str).values)]
+    numbers = [
+        bool(filled := [cell for cell in column if cell]) and all(map(NUMBER.fullmatch, filled))
+        for column in zip(*body)
+    ]
+    rows = [head, ["---:" if right else "---" for right in numbers], *body]
     lines = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
     markdown = "\n".join(lines) + f"\n\n{note}\n"
     plain = str.maketrans(
-        {"±": r"$\pm$", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "≤": r"$\leq$"}
+        {sign: f"${name}$" for sign, name in zip("±↓↑≤−×→", r"\pm \downarrow \uparrow \leq - \times \to".split())}
         | {sign: rf"\{sign}" for sign in "%_&#${}"}
         | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
     )
@@ -27,7 +37,7 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) ->
         re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", " & ".join(cell.translate(plain) for cell in row)) + r" \\"
         for row in (rows[0], *rows[2:])
     ]
-    columns = "l" + "r" * (len(table.columns) - 1)
+    columns = "".join("r" if right else "l" for right in numbers)
     tex = (
         "\n".join(
             [
@@ -49,13 +59,18 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) ->
 
 
 def mean_and_error(values: pd.Series, digits: int) -> str:
-    """ "12.3 ± 0.4": mean and standard error over seeds; of one seed there is no error."""
-    return f"{values.mean():.{digits}f}" + (f" ± {values.sem():.{digits}f}" if len(values) > 1 else "")
+    """ "1,012.3 ± 0.4": mean and standard error over seeds; of one seed there is no error."""
+    return f"{values.mean():,.{digits}f}" + (f" ± {values.sem():,.{digits}f}" if len(values) > 1 else "")
 
 
-def contrasts_table(table: pd.DataFrame) -> pd.DataFrame:
-    """contrasts.compared() as a table to print: means, difference or ratio with its interval, p and corrected p."""
-    return pd.DataFrame(
+def contrasts_table(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """contrasts.compared() as a table to print: means, difference or ratio with its interval, p and corrected p; and
+    what these are."""
+    note = (
+        "The difference of FID is the ratio of geometric means. In brackets the 95 % interval, p: paired t-test over "
+        "seeds."
+    )
+    shown = pd.DataFrame(
         {
             "contrast": table.question,
             "first": table["first"],
@@ -74,6 +89,7 @@ def contrasts_table(table: pd.DataFrame) -> pd.DataFrame:
             "p, Holm": ["" if p != p else f"{p:.3g}" for p in table.holm],
         }
     )
+    return shown, note
 
 
 def sizes(n: pd.Series) -> str:
@@ -82,11 +98,19 @@ def sizes(n: pd.Series) -> str:
 
 
 def seeds_note(scores: pd.DataFrame) -> str:
-    """ "digits, mean ± standard error of n = 3 seeds"."""
+    """ "MNIST, n = 3 seeds, mean ± standard error"."""
     n = scores.groupby("label").seed.nunique()
-    return f"{scores.dataset.iloc[0]}, " + (
+    return f"{DATASETS[scores.dataset.iloc[0]].title}, " + (
         f"n = {sizes(n)} seeds, mean ± standard error" if n.max() > 1 else "n = 1 seed"
     )
+
+
+def samples_note(scores: pd.DataFrame) -> str:
+    """ "LeNet features of 1,024 samples per task (DDIM, 20 steps)"."""
+    drawn = scores[(scores.metric == "fid") & (scores.extractor == "lenet")].iloc[0]
+    kind, steps, eta = re.fullmatch(r"(\D+)(\d+)(.*)", drawn.sampler).groups()
+    sampler = f"{kind.replace('ddim', 'DDIM')}, {int(steps):,} steps{eta.replace('-eta', ', eta ')}"
+    return f"LeNet features of {drawn.n:,} samples per task ({sampler})"
 
 
 def measured(summary: pd.DataFrame) -> dict:
@@ -112,18 +136,17 @@ def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.Dat
         if metric == "fid":
             table["FID when learned ↓"] = [mean_and_error(of.get_group(name).learned, m.digits) for name in labels]
         table[f"forgetting {m.title} ↓"] = [mean_and_error(of.get_group(name).forgetting, m.digits) for name in labels]
-    drawn, bound = scores[scores.metric == "fid"].iloc[0], scores[scores.metric == "bpd"]
-    floor = scores[(scores.metric == "fid_floor") & (scores.split == "train") & (scores.extractor == drawn.extractor)]
-    floors = floor[floor.run == floor.run.iloc[0]]
+    first, bound = scores[scores.run == scores.run.iloc[0]], scores[scores.metric == "bpd"]
+    floors = first[(first.metric == "fid_floor") & (first.split == "train") & (first.extractor == "lenet")]
     table.loc[len(table)] = ["Real images (floor)", f"{floors.value.mean():.1f}"] + [""] * (len(table.columns) - 2)
     terms, variance, clipped = bound.sampler.iloc[0].removeprefix("terms").split("-")
     over = "seeds and images" if scores.seed.nunique() > 1 else "images (not over seeds)"
     note = (
         f"{seeds_note(scores)}. Bold: the best average, and what a paired bootstrap over {over} cannot tell from it. "
-        f"FID: {drawn.extractor} features of {drawn.n} samples per task ({drawn.sampler}) against the training images "
-        f"of the task; floor: two disjoint parts of these, {sizes(floors.n)} images each. BPD: variational bound on "
-        f"{sizes(bound.n)} test images per task, {terms} timesteps each, variance {variance}, x0 {clipped}. Accuracy: "
-        f"share of samples that fall into their task's classes. When learned: mean over tasks right after each. "
+        f"FID: {samples_note(scores)} against the training images of the task; floor: two disjoint parts of these, "
+        f"{sizes(floors.n)} images each. BPD: variational bound on {sizes(bound.n)} "
+        f"test images per task, {terms} timesteps each, variance {variance}, x0 {clipped}. Accuracy: share of samples "
+        "that fall into their task's classes. When learned: mean over tasks right after each. "
         "Forgetting: positive means worse; who learns badly has little to forget."
     )
     return table, note
@@ -178,7 +201,7 @@ def differences_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd
             for kind in ("average", "forgetting"):
                 d = compare(summary, replicates, one, other, metric, kind)
                 row[f"{'avg' if kind == 'average' else kind} {title}"] = (
-                    f"{d.mean:+.{digits}f} [{d.low:+.{digits}f}, {d.high:+.{digits}f}]"
+                    f"{d.mean:+,.{digits}f} [{d.low:+,.{digits}f}, {d.high:+,.{digits}f}]"
                     + ("" if d.beyond_noise else " noise")
                 )
         rows.append(row)
