@@ -57,7 +57,7 @@ def noise_images(run: Run, n: int, device: torch.device | str = "cpu") -> Tensor
 
 
 class Cldiff:
-    """What a run calls. past: tasks learned before; best: compiled, into CUDA graphs on a GPU."""
+    """What a run calls. Images that are drawn are float (n, C, H, W) in [-1, 1], everybody's. past: tasks learned before; best: compiled, into CUDA graphs on a GPU."""
 
     def __init__(self, run: Run, device: torch.device | str, past: int = 0, best: bool = False):
         run = replace(run, compiled=best and torch.device(device).type == "cuda")
@@ -74,8 +74,8 @@ class Cldiff:
     def train(self, n: int) -> None:
         self.learner.update()
 
-    def sample(self, n: int) -> None:
-        self.learner.sample(0, n, self.run.sample_steps, self.run.eta, "samples")
+    def sample(self, n: int) -> Tensor:
+        return self.learner.sample(0, n, self.run.sample_steps, self.run.eta, "samples")
 
     def bpd(self, n: int) -> None:
         learner, terms = self.learner, self.run.bound_terms
@@ -130,8 +130,8 @@ class Diffusers(Peer):
             attention_head_dim=None,
         )
         super().__init__(run, device, net.to(memory_format=torch.channels_last) if best else net, fused=best or None)
-        ema = EMAModel(self.net.parameters(), decay=run.ema, use_ema_warmup=True, power=3 / 4, foreach=best)
-        self.average = lambda: ema.step(self.net.parameters())
+        self.ema = EMAModel(self.net.parameters(), decay=run.ema, use_ema_warmup=True, power=3 / 4, foreach=best)
+        self.average = lambda: self.ema.step(self.net.parameters())
         schedule = {"num_train_timesteps": run.timesteps, "beta_start": 1e-4, "beta_end": 0.02}
         self.ddpm, self.ddim = DDPMScheduler(**schedule), DDIMScheduler(**schedule)
         compiled = best and self.device.type == "cuda"
@@ -148,12 +148,16 @@ class Diffusers(Peer):
         return F.mse_loss(self.predict(self.ddpm.add_noise(x0, noise, t), t), noise)
 
     @torch.no_grad()
-    def sample(self, n: int) -> None:
+    def sample(self, n: int) -> Tensor:
         self.net.eval()
+        self.ema.store(self.net.parameters())
+        self.ema.copy_to(self.net.parameters())
         x = torch.randn(n, *self.images.shape[1:], device=self.device)
         self.ddim.set_timesteps(self.run.sample_steps)
         for t in self.ddim.timesteps.tolist():
             x = self.ddim.step(self.predict(x, torch.full((n,), t, device=self.device)), t, x).prev_sample
+        self.ema.restore(self.net.parameters())
+        return x
 
 
 class Lucidrains(Peer):
@@ -181,8 +185,8 @@ class Lucidrains(Peer):
     def loss(self, images: Tensor) -> Tensor:
         return self.net(images.float() / 255)
 
-    def sample(self, n: int) -> None:
-        self.ema.ema_model.eval().sample(batch_size=n)
+    def sample(self, n: int) -> Tensor:
+        return self.ema.ema_model.eval().sample(batch_size=n) * 2 - 1
 
 
 WHO = {

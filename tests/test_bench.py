@@ -6,18 +6,23 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import bench
+import bench_quality
 import pytest
 import torch
-from conftest import tiny
+from conftest import copied, same, tiny
 
+from cldiff import load_tasks
 from cldiff.report.execute import execute
 from cldiff.study import runs
+from cldiff.tasks import to_model
 
 pytestmark = pytest.mark.slow
 
@@ -153,6 +158,103 @@ def test_file_is_named_after_the_machine(cpu, gpu, name, tmp_path):
 def test_notebook_draws_the_report(report, tmp_path):
     path = bench.save(report, tmp_path / "results")
     assert json.loads(path.read_text()) == report
+    looks = [{"seconds": 60.0, "steps": 9, "fid": 90.0}, {"seconds": 90.0, "steps": 12, "fid": 50.0}]
+    who = {
+        "cldiff": {"parameters": 7, "looks": looks, "reached": True},
+        "diffusers": {"parameters": 8, "looks": looks[:1], "reached": False},
+    }
+    quality = {"machine": report["machine"], "samples": 256, "floor": 20.0, "good": 60.0, "who": who}
+    (path.parent / "quality").mkdir()
+    bench.save(quality, path.parent / "quality")
     execute(NOTEBOOK, tmp_path / "bench.ipynb", {"results": str(path.parent), "figures": str(tmp_path / "figures")})
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {"bench.md", "bench_floor.md", "bench_bars.pdf", "bench_roofline.pdf", "bench_growth.pdf"} <= drawn
+    assert {
+        "bench.md",
+        "bench_floor.md",
+        "bench_bars.pdf",
+        "bench_roofline.pdf",
+        "bench_growth.pdf",
+        "bench_quality.pdf",
+    } <= drawn
+    rows = (tmp_path / "figures" / "bench_quality.md").read_text().splitlines()[2:4]
+    assert rows[0].endswith("| cldiff | 7 | 1.5 | 12 | 50.0 | 60.0 |")
+    assert rows[1].endswith("| diffusers | 8 | over 1.0 | 9 | 90.0 | 60.0 |")
+
+
+class Clock:
+    """Of libraries whose steps take so many seconds, whose looks take five, and whose samples are these."""
+
+    now = 0.0
+
+    def library(self, second, samples):
+        def train(n):
+            self.now += second
+
+        def sample(n):
+            self.now += 5.0
+            return to_model(samples[:n])
+
+        return lambda run, tasks: SimpleNamespace(net=torch.nn.Linear(2, 3), train=train, sample=sample)
+
+
+def test_time_to_quality_counts_training_alone_and_ends_when_samples_are_good_or_time_is_over(monkeypatch):
+    run = tiny(samples=100)
+    tasks, clock = load_tasks(run.dataset, **run.sequence), Clock()
+    real = tasks[0].train.images
+    real, noise = (
+        real[torch.randperm(len(real), generator=torch.Generator().manual_seed(0))],
+        torch.randint(256, (100, 1, 8, 8), dtype=torch.uint8),
+    )
+    monkeypatch.setattr(bench_quality, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(bench, "say", lambda text: None)
+    who = {
+        "good": clock.library(2.0, real),
+        "slow": clock.library(4.0, noise),
+        "absent": lambda *_: import_module("no"),
+    }
+    monkeypatch.setattr(bench_quality, "WHO", who)
+    found = bench_quality.until_good(run, tasks, budget=40, first=10)
+    assert found["good"] == 3 * found["floor"] and list(found["who"]) == ["good", "slow"]
+    good, slow = found["who"].values()
+    (look,) = good["looks"]
+    assert good["reached"] and look["fid"] < found["floor"] and (look["seconds"], look["steps"]) == (10, 5)
+    # Looks take five seconds, and so does the pause between them at least; a step of four seconds ends after it.
+    assert not slow["reached"] and [look["seconds"] for look in slow["looks"]] == [12, 20, 28, 36, 40]
+    assert slow["parameters"] == 9 and slow["looks"][-1]["steps"] == 10 and slow["looks"][-1]["fid"] > found["good"]
+
+
+def test_libraries_are_trained_and_sampled_from(monkeypatch):
+    pytest.importorskip("diffusers")
+    monkeypatch.setattr(bench_quality, "GOOD", 1e6)
+    monkeypatch.setattr(bench, "say", lambda text: None)
+    run = tiny(samples=32)
+    found = bench_quality.until_good(run, load_tasks(run.dataset, **run.sequence), budget=60, first=0.1)["who"]
+    assert list(found) == ["cldiff", "diffusers", *LUCIDRAINS]
+    assert all(own["reached"] and own["looks"][0]["fid"] > 0 for own in found.values())
+
+
+def test_networks_are_of_the_same_size():
+    pytest.importorskip("diffusers")
+    run = runs("paper-cpu", only="mnist-finetune")[0]
+    tasks = bench.Cldiff(run, CPU).learner.tasks
+    ours, theirs = (
+        sum(p.numel() for p in make(run, tasks).net.parameters())
+        for make in (bench_quality.Cldiff, bench_quality.diffusers)
+    )
+    assert ours == pytest.approx(theirs, rel=0.01)
+
+
+def test_samples_of_diffusers_are_the_averages_and_change_nothing():
+    pytest.importorskip("diffusers")
+    peer = bench.Diffusers(tiny(), CPU)
+    peer.train(8)
+    before = copied(peer.net)
+    torch.manual_seed(0)
+    one = peer.sample(2)
+    assert same(copied(peer.net), before)
+    with torch.no_grad():
+        for average in peer.ema.shadow_params:
+            average.zero_()
+    torch.manual_seed(0)
+    assert one.shape == (2, 1, 8, 8) and not torch.equal(peer.sample(2), one)
+    assert same(copied(peer.net), before)
