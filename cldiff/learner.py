@@ -56,17 +56,7 @@ class Learner:
         colours, _, size = tasks[0].train.images.shape[1:]
         with self.fork():
             torch.manual_seed(self.derive("weights"))
-            net = UNet(
-                size,
-                self.ids.number,
-                run.channels,
-                run.multipliers,
-                run.blocks,
-                run.attention,
-                run.dropout,
-                colours,
-                run.patch,
-            )
+            net = UNet.of(run, size, self.ids.number, colours)
             if start:
                 begin(net, tensors(start, Path(run.start)), run.start)
             self.arguments, self.parameters = net.arguments, sum(p.numel() for p in net.parameters())

@@ -1,8 +1,11 @@
 """The U-Net of Ho et al. (2020), conditioned on the timestep and on the task."""
 
+from __future__ import annotations
+
 import math
 from inspect import signature
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,9 @@ from torch import Tensor, nn
 
 from .errors import Problem
 from .files import foreign, load_tensors, save_tensors
+
+if TYPE_CHECKING:
+    from .run import Run
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -153,6 +159,12 @@ class UNet(nn.Module):
                     self.up[-1].append(Resample(here, up=True))
                     size *= 2
         self.last = nn.Sequential(norm(here), nn.SiLU(), zero(nn.Conv2d(here, colours, 3, padding=1)))
+
+    @classmethod
+    def of(cls, run: Run, size: int, tasks: int, colours: int) -> UNet:
+        """The network of a run."""
+        shape = run.channels, run.multipliers, run.blocks, run.attention, run.dropout
+        return cls(size, tasks, *shape, colours, run.patch)
 
     def forward(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
         """x: (B, C, H, W) in [-1, 1] plus noise; t: int64 (B,); task: int64 (B,), from 0. Returns (B, C, H, W)."""

@@ -45,8 +45,7 @@ def on_paper(run: Run, images: int, device: str = "cuda") -> tuple[float, int]:
     """FLOPs of an image in a forward pass, two for a multiplication and an addition, and bytes that a step of so many
     images keeps for its backward pass in the run's precision: by the rules of the device, on tensors without numbers."""
     size, kept = SIZES[run.dataset][0], {}
-    shape = (run.channels, run.multipliers, run.blocks, run.attention, run.dropout, 1, run.patch)
-    net = UNet(size, TASKS, *shape).to(memory_format=torch.channels_last)
+    net = UNet.of(run, size, TASKS, 1).to(memory_format=torch.channels_last)
 
     def keep(x: Tensor) -> Tensor:
         kept[x.untyped_storage()._cdata] = x.untyped_storage()

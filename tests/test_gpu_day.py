@@ -24,8 +24,7 @@ RUN = tiny(channels=16, multipliers=(1, 2), attention=4, dropout=0.0)
 
 
 def network(run) -> UNet:
-    shape = (run.channels, run.multipliers, run.blocks, run.attention, run.dropout, 1, run.patch)
-    return UNet(SIZES[run.dataset][0], TASKS, *shape).to(memory_format=torch.channels_last)
+    return UNet.of(run, SIZES[run.dataset][0], TASKS, 1).to(memory_format=torch.channels_last)
 
 
 def test_the_flops_of_an_image_are_those_of_its_products():

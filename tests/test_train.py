@@ -530,7 +530,7 @@ def test_what_cannot_be_compiled_is_one_line(three, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "where", ["learner.UNet", "measure.real_features", "learner.Learner.update", "methods.replay.Replay.start_task"]
+    "where", ["learner.UNet.of", "measure.real_features", "learner.Learner.update", "methods.replay.Replay.start_task"]
 )
 def test_no_memory_is_one_line_wherever_it_is_asked_for(where, tmp_path, monkeypatch):
     def refuse(*words):
