@@ -25,16 +25,14 @@ def outcomes(scores: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
     fid, bpd, recall, accuracy: averages over tasks, on test images; fid of old tasks and of the new one as fid_old and
     fid_new; bpd_old; fid_learned: mean over tasks right after each; forgetting, of FID, and forgetting_bpd; copied:
-    share of old tasks' samples that are copies of buffer images. To choose by, on validation images: fid_validation,
-    average over tasks; bpd_validation, of task 1.
+    share of old tasks' samples that are copies of buffer images, NaN where they were not counted. To choose by, on
+    validation images: fid_validation, average over tasks; bpd_validation, of task 1.
     """
     rows = []
     ends = curves[curves.step == curves.step.max()].set_index("run")
     for (run, label, seed), part in scores.groupby(["run", "label", "seed"], sort=False):
-        fid, bpd, recall, copied = (
-            result_matrix(part, metric, split)
-            for metric, split in (("fid", "test"), ("bpd", "test"), ("recall", "test"), ("copied", "buffer"))
-        )
+        fid, bpd, recall = (result_matrix(part, metric, "test") for metric in ("fid", "bpd", "recall"))
+        copied = result_matrix(part, "copied", "buffer") if (part.metric == "copied").any() else fid * np.nan
         end = ends.loc[run]
         rows.append(
             {

@@ -169,8 +169,8 @@ def replay_looks_worse_in_bpd(e: Evidence) -> Finding:
     """Experience replay with weight 1: plausible samples, but its BPD deteriorates more than finetuning's"""
     right, right_finetuning = e.old_and_new(REPLAY, "accuracy")[0], e.old_and_new(FINETUNING, "accuracy")[0]
     return Finding(
-        f"old tasks' samples in the right classes: {show(right, '.0%')} against {show(right_finetuning, '.0%')}; BPD "
-        f"of task 1 {show(e.rise(REPLAY), '+.2f')} against {show(e.rise(FINETUNING), '+.2f')}",
+        f"old tasks' samples in the right classes: {show(right, '.0%')} against {show(right_finetuning, '.0%')}; "
+        f"validation BPD of task 1 {show(e.rise(REPLAY), '+.2f')} against {show(e.rise(FINETUNING), '+.2f')}",
         {
             "over half of the samples right and more than finetuning's": less(np.maximum(0.5, right_finetuning), right),
             "BPD of task 1 rises more than finetuning's": less(e.rise(FINETUNING), e.rise(REPLAY)),
@@ -180,13 +180,13 @@ def replay_looks_worse_in_bpd(e: Evidence) -> Finding:
 
 
 def generative_replay_is_worse(e: Evidence) -> Finding:
-    """Generative replay (weight 1) does worse than experience replay at its better weight"""
+    """Generative replay (weight 1) does worse than experience replay"""
     return Finding(
         f"average FID {show(e.value(GENERATIVE, 'fid'))} against {show(e.value(REPLAY, 'fid'))} (weight 1) and "
         f"{show(e.value(LIGHT, 'fid'))} (weight 0.01); other weights of generative replay were not run",
         {
             "average FID above replay's with weight 1": e.smaller(REPLAY, GENERATIVE, "fid", "average"),
-            "average FID above replay's with 0.01, the study's better": e.smaller(LIGHT, GENERATIVE, "fid", "average"),
+            "average FID above replay's with weight 0.01": e.smaller(LIGHT, GENERATIVE, "fid", "average"),
         },
     )
 
@@ -198,10 +198,10 @@ def early_loss_stays(e: Evidence) -> Finding:
         f"t = {e.early}: {show(early, '+.0%')}; t = {e.late}: {show(late, '+.0%')}",
         {
             f"up by less than 25 % at t = {e.early}": less(early, 0.25),
-            f"up by over twice the early rise at t = {e.late}": less(np.maximum(0, 2 * early), late),
+            f"up at t = {e.late}, by over twice the early rise": less(np.maximum(0, 2 * early), late),
             f"up by over 25 % at t = {e.late}": less(0.25, late),
         },
-        (f"up by over twice the early rise at t = {e.late}",),
+        (f"up at t = {e.late}, by over twice the early rise",),
     )
 
 

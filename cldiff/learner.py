@@ -230,14 +230,12 @@ class Learner:
                 warnings.warn(f"{error} and not used; an earlier state is", stacklevel=2)
                 continue
             try:
-                own, found = self.owner(state["task"]), state.get("owner")
-                if found in (None, own):
+                own, found = self.owner(state["task"]), state["owner"]
+                if found == own:
                     self.load_state_dict(state)
             except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise foreign(candidate, error) from None
-            if found is None:  # written before there were owners
-                warnings.warn(f"{candidate} does not say whose it is, and is taken for that of {own}", stacklevel=2)
-            elif found != own:
+            if found != own:
                 raise TrainingError(f"{candidate} belongs to {found}, not to {own}: move it away, and run again")
             return True
         return False

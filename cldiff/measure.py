@@ -27,7 +27,7 @@ from .metrics import (
     resampled,
     sample_sizes,
 )
-from .results import provenance, save_result
+from .results import COLUMNS, provenance, save_result
 from .run import Run
 from .tasks import Task, data_sha256, to_model, to_uint8
 from .train import Step, one_line_errors
@@ -66,7 +66,7 @@ class Measurer:
             step.learner.record.setdefault(name, [])
         if self.made not in (made := step.learner.record.setdefault("provenance", [])):
             made.append(self.made)
-        with one_line_errors(self.run, self.device):
+        with one_line_errors(self.run, self.device), located_errors():
             if step.step % self.run.curve_every == 0:
                 self._curves(step)
             if step.step == self.run.steps:
@@ -109,28 +109,20 @@ class Measurer:
             samples = to_uint8(learner.sample(task.index, run.samples, run.sample_steps, run.eta, "samples")).cpu()
             shown.append(samples[:SHOWN])
             replicates = {}
-            resampled = last or task.index == after  # what average and forgetting are made of
+            counted = last or task.index == after  # what average and forgetting are made of
             for extractor in self.extractors:
                 drawn = Drawn(*extractor.extract(samples), task, self.tasks[after])
                 self._of_samples(learner, drawn, extractor.name, row, last)
-                if drawn.classes is not None and resampled:
+                if drawn.classes is not None and counted:
                     replicates |= self._resampled(drawn, extractor.name)
-            kept = buffer(learner, task.index).images
+            kept, drawn_by = buffer(learner, task.index).images, {"n": len(samples), "sampler": run.sampler}
             learner.record["scores"] += [
-                {
-                    **row,
-                    "metric": name,
-                    "split": metric.split,
-                    "value": metric.value(samples, kept),
-                    "extractor": None,
-                    "n": len(samples),
-                    "sampler": run.sampler,
-                }
+                score(name, metric.value(samples, kept), metric.split, **row, **drawn_by)
                 for name, metric in metrics_of(AgainstKept).items()
                 if len(kept) > 1
             ]
             replicates |= self._of_images(learner, task, row)
-            if resampled:
+            if counted:
                 learner.record["bootstrap"] += [
                     {**row, "metric": metric, **{f"replicate{k}": v for k, v in enumerate(values)}}
                     for metric, values in replicates.items()
@@ -140,28 +132,19 @@ class Measurer:
     def _of_samples(self, learner: Learner, drawn: Drawn, extractor: str, row: dict, last: bool) -> None:
         """The metrics of samples for one task ID in the eyes of one extractor."""
         n, scores, real = len(drawn.features), learner.record["scores"], self.real[extractor]
-        row = {**row, "extractor": extractor, "n": n, "sampler": self.run.sampler}
+        row = {**row, "extractor": extractor, "sampler": self.run.sampler}
         for split, parts in real.items():
             scores += [
-                {**row, "metric": name, "split": split, "value": metric.value(drawn, parts[drawn.task.index])}
+                score(name, metric.value(drawn, parts[drawn.task.index]), split, n=n, **row)
                 for name, metric in metrics_of(AgainstReal).items()
             ]
         if last:
+            train = real["train"][drawn.task.index].gaussian
             scores += [
-                {
-                    **row,
-                    "metric": "fid_by_n",
-                    "split": "train",
-                    "n": size,
-                    "value": fid(drawn.features[:size], real["train"][drawn.task.index].gaussian),
-                }
-                for size in sample_sizes(n)
+                score("fid_by_n", fid(drawn.features[:size], train), "train", n=size, **row) for size in sample_sizes(n)
             ]
         if drawn.classes is not None:
-            scores += [
-                {**row, "metric": name, "split": None, "value": metric.value(drawn)}
-                for name, metric in metrics_of(OfClasses).items()
-            ]
+            scores += [score(name, m.value(drawn), None, n=n, **row) for name, m in metrics_of(OfClasses).items()]
 
     def _resampled(self, drawn: Drawn, extractor: str) -> dict[str, list[float]]:
         """Replicates of the headline metrics of samples."""
@@ -185,15 +168,7 @@ class Measurer:
         ]
         values = {name: torch.cat([metric.value(part).cpu() for part in seen]) for name, metric in metrics.items()}
         learner.record["scores"] += [
-            {
-                **row,
-                "metric": name,
-                "split": "test",
-                "value": v.mean().item(),
-                "extractor": None,
-                "n": len(images),
-                "sampler": f"terms{terms}{metrics[name].how}",
-            }
+            score(name, v.mean().item(), "test", n=len(images), sampler=f"terms{terms}{metrics[name].how}", **row)
             for name, v in values.items()
         ]
         picks = resampled(len(images))
@@ -205,23 +180,15 @@ class Measurer:
         rows = []
         for extractor, splits in self.real.items():
             for index, train in enumerate(splits["train"]):
-                row = {"after_task": None, "eval_task": index + 1, "extractor": extractor, "sampler": None}
+                row = {"after_task": None, "eval_task": index + 1, "extractor": extractor}
                 half = min(self.run.samples, len(train.features) // 2)
                 rows += [
-                    {**row, "metric": metric, "split": "train", "n": n, "value": fid_floor(train.features, n)}
+                    score(metric, fid_floor(train.features, n), "train", n=n, **row)
                     for metric, sizes in (("fid_floor", [half]), ("fid_floor_by_n", sample_sizes(half)))
                     for n in sizes
                 ]
                 some = train.features[: self.run.samples]
-                rows.append(
-                    {
-                        **row,
-                        "metric": "fid_floor",
-                        "split": "test",
-                        "n": len(some),
-                        "value": fid(some, splits["test"][index].gaussian),
-                    }
-                )
+                rows.append(score("fid_floor", fid(some, splits["test"][index].gaussian), "test", n=len(some), **row))
         return rows
 
     def save(self, folder: Path | str, learner: Learner) -> None:
@@ -242,6 +209,21 @@ class Measurer:
         }
         picture = mosaic(record["samples"])
         save_result(Path(folder), self.run, learner.ema, learner.arguments, tables, picture, facts)
+
+
+def score(
+    metric: str,
+    value: float,
+    split: str | None,
+    *,
+    after_task: int | None,
+    eval_task: int,
+    n: int,
+    extractor: str | None = None,
+    sampler: str | None = None,
+) -> dict:
+    """A row of scores.csv."""
+    return dict(zip(COLUMNS, (after_task, eval_task, metric, value, split, extractor, n, sampler)))
 
 
 def mosaic(samples: list[Tensor]) -> Image.Image:

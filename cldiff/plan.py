@@ -138,8 +138,11 @@ def draw(profile: str) -> None:
 
 
 def make_target(profile: str, target: str) -> None:
-    """Makes one target of the plan. Raises KeyError if it is not in it."""
-    job = json.loads(Path("results", profile, "jobs.json").read_text())[target]
+    """Makes one target of the plan. Raises Problem if it is not in it."""
+    found = json.loads(Path("results", profile, "jobs.json").read_text())
+    if target not in found:
+        raise Problem(f"{target} is not in the plan of {profile}: `make paper PROFILE={profile}` makes what is")
+    job = found[target]
     if job["kind"] == "first_task":
         from .work import make_run, progress_bar
 

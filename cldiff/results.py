@@ -81,7 +81,10 @@ def find_start(run: Run, folder: Path) -> bytes | None:
             f"start={run.start}: {places[0]}/*/{run.start}/{WEIGHTS} is missing, and from {places[1]} too; expected a "
             "finished run, whose network this one starts from"
         )
-    load_weights(found[0].parent, read_result(found[0].parent))
+    try:
+        load_weights(found[0].parent, read_result(found[0].parent))
+    except ValueError as error:
+        raise ResultError(str(error)) from None
     return found[0].read_bytes()
 
 
@@ -98,6 +101,7 @@ def load_results(
     wanted = None if rows is None else labels_of(rows)
     if unknown := ", ".join(settings.keys() - Run.names()):
         raise ValueError(f"unknown setting {unknown}: expected parameters of Run")
+    settings = {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
 
     def asked(run: Run) -> bool:
         return (

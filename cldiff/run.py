@@ -57,7 +57,7 @@ class Run(Parameters):
     multipliers: tuple[int, ...] = field(default=(1, 2, 2), metadata={"help": "width of each level"})
     blocks: int = number(2, 1, help="residual blocks for each level")
     patch: int = number(1, 1, help="patch x patch pixels are one place of the network", later=True)
-    attention: int = number(14, 1, help="the resolution, in places, that has self-attention")
+    attention: int = number(14, 1, help="the resolution, in places, that has self-attention, beside the lowest")
     dropout: float = number(0.1, 0, 0.99, help="in each residual block")
     # Measuring
     samples: int = number(5_000, 16, help="for each FID and task accuracy")
@@ -157,7 +157,10 @@ class Run(Parameters):
         defaults."""
         method = METHODS[self.method]
         weight = [] if self.weight is None or method.tuned else [f"weight {self.weight:g}"]
-        options = [name if value is True else f"{name} {value}" for name, value in self.options.items()]
+        options = [
+            f"{'not ' * (not value)}{name}" if isinstance(value, bool) else f"{name} {value}"
+            for name, value in self.options.items()
+        ]
         return ", ".join([method.label, *weight, *options])
 
     @property

@@ -61,10 +61,11 @@ def sign(metric: str) -> int:
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     """A row for each run and headline metric that was measured: its average, its mean over tasks right after each was
     learned, and its forgetting, which of a metric of which more is better counts what was lost, so that positive means
-    worse for all. Raises ValueError for two runs of one label and seed."""
+    worse for all. Raises ValueError for two runs of one label and seed, or of one label and two weights."""
     rows = []
-    runs = scores[["run", "label", "seed"]].drop_duplicates()
-    if (twins := runs[runs.duplicated(["label", "seed"], keep=False)]).size:
+    runs = scores[["run", "label", "seed", "weight"]].drop_duplicates()
+    alike = runs.groupby("label").weight.transform("nunique", dropna=False) > 1
+    if (twins := runs[runs.duplicated(["label", "seed"], keep=False) | alike]).size:
         raise ValueError(f"{' and '.join(twins.run[:2])} would be one row of a table: delete or move one of them")
     for (name, label, seed), run in scores.groupby(["run", "label", "seed"], sort=False):
         for metric, m in HEADLINES.items():
@@ -82,6 +83,13 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def ranking(summary: pd.DataFrame, metric: str, kind: str = "average") -> list[str]:
+    """The labels by their means over seeds of a metric's "average" or "forgetting", the best first."""
+    means = summary[summary.metric == metric].groupby("label", sort=False)[kind].mean()
+    more = kind == "average" and HEADLINES[metric].higher
+    return list(means.sort_values(ascending=not more, kind="stable").index)
 
 
 def summarise_replicates(bootstrap: pd.DataFrame) -> pd.DataFrame:
@@ -159,6 +167,8 @@ def compare(
 
     first, second = values(one), values(other)
     both = first.index.intersection(second.index)
+    if both.empty:
+        raise ValueError(f"{one} and {other} have no seed in common; expected runs of the same (SEEDS=)")
     return paired_difference(first.loc[both].to_numpy(), second.loc[both].to_numpy())
 
 

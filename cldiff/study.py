@@ -20,7 +20,16 @@ def row_run(row: Row, **settings) -> Run:
 
 
 def labels_of(rows: Iterable[Row]) -> list[str]:
-    """Of the rows, each once: a default weight may be another row's."""
+    """Of the rows, each once: a default weight may be another row's. Raises ValueError for one whose weight, which its
+    label names, is left to a sweep."""
+    if left := [
+        row.method
+        for row in rows
+        if row.weight is None and METHODS[row.method].weight and not METHODS[row.method].tuned
+    ]:
+        raise ValueError(
+            f"the label of {left[0]} has the weight that a sweep chose: take labels of `study.runs(profile)`"
+        )
     return list(dict.fromkeys(row_run(row).label for row in rows))
 
 

@@ -130,7 +130,6 @@ def _tasks(
                     learner.save(first)
                     for left in (begun, before(begun)):
                         left.unlink(missing_ok=True)
-            learner.load(first)
         while not first_task_only:
             yield from _steps(learner, path, checkpoint_seconds)
             if learner.task == len(learner.tasks) - 1:

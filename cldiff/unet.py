@@ -27,7 +27,8 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, channels // 4), channels)
+    """Of 32 groups as in Ho et al., or of as many as have four channels at least and divide them."""
+    return nn.GroupNorm(next(n for n in range(min(32, channels // 4), 0, -1) if channels % n == 0), channels)
 
 
 def zero(layer: nn.Module) -> nn.Module:

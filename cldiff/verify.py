@@ -80,7 +80,10 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
             }
             for metric, (published, fresh, error) in found.items()
         ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    for row in table[table.z.isna()].itertuples():
+        raise ResultError(f"{folder}: no number for the {row.metric} of task {row.task} in scores.csv")
+    return table
 
 
 def verify_all(results: Path, data: str | Path = "data", only: str = "") -> None:

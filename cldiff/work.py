@@ -100,8 +100,9 @@ def run_pending(
 ) -> int:
     """Makes the runs of a profile that are not in `out`, one after the other.
 
-    Stops before `budget` seconds are over, and on SIGTERM or Ctrl-C, with a checkpoint to continue from. Returns how
-    many runs are left. Runs that another process works on are left to it.
+    Stops before `budget` seconds are over, but for what a task begins with (pools, importances), and on SIGTERM or
+    Ctrl-C, with a checkpoint to continue from. Returns how many runs are left. Runs that another process works on are
+    left to it.
     """
     end, asked, stopped = time.monotonic() + budget, [], []
     for number in (signal.SIGTERM, signal.SIGINT):

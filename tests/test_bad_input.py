@@ -253,6 +253,7 @@ def test_any_name_of_a_data_set_is_known_or_refused(name):
         ("{", "t"),
         ("{}", "t"),
         ("[]", "t"),
+        ("{}", "other"),
         ('{"t": 1}', "t"),
         ('{"t": {}}', "t"),
         ('{"t": {"kind": "run", "notebook": "none.ipynb", "output": "o", "parameters": {}}}', "t"),
@@ -266,3 +267,5 @@ def test_a_bad_list_of_jobs_is_one_line(content, target, tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         __main__.main()
     assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
+    if content in ("{}", "[]"):
+        assert str(stop.value).startswith(f"error: {target} is not in the plan of any: `make paper PROFILE=any`")

@@ -57,6 +57,14 @@ def test_the_leaderboard_is_ordered_by_fid_and_marks_what_noise_cannot_tell_from
     assert table.loc["Best", "FID, newest task, test ↓"].split()[0] == f"{newest:.1f}"
 
 
+def test_real_images_are_seen_by_the_lenet_alone(measured):
+    scores, curves, bootstrap = tables(measured)
+    floors = scores[scores.metric == "fid_floor"].assign(extractor="inception", value=1e6)
+    notes = [leaderboard(some, curves, bootstrap)[1] for some in (scores, pd.concat([scores, floors]))]
+    floor = scores[(scores.metric == "fid_floor") & (scores.split == "test")].value.mean()
+    assert notes[0] == notes[1] and f"real images have {floor:.1f}." in notes[0]
+
+
 def test_prices_compare_with_finetuning_of_the_same_seed_on_the_same_machine(measured, tmp_path):
     source = next(measured.glob("*/result.json")).parent
 

@@ -56,6 +56,8 @@ def test_fid_is_compared_as_a_ratio_and_bpd_as_a_difference_over_common_seeds():
     found = arms(
         one={"fid": [2.0, 8.0, 3.0], "bpd": [4.0, 4.5, 4.2]}, two={"fid": [1.0, 2.0, 2.0], "bpd": [4.1, 4.7, 4.5]}
     ).drop(("two", 2))
+    old = found.assign(fid_old=found.fid)
+    assert compared(old, [Contrast("", "one", "two", "fid_old")]).ratio.tolist() == [True]
     table = compared(found, [Contrast("a", "one", "two", "fid"), Contrast("b", "one", "two", "bpd")])
     assert table.seeds.tolist() == [2, 2] and table.ratio.tolist() == [True, False]
     assert table.difference.tolist() == pytest.approx([8**0.5, -0.15])
@@ -96,6 +98,7 @@ def test_outcomes_are_those_after_the_last_task_on_the_images_they_say():
             rows.append({"metric": metric, "split": split, "after_task": after, "eval_task": of, "value": base + value})
     scores = pd.DataFrame(rows).assign(run="r", label="l", seed=4, extractor="lenet")
     curves = pd.DataFrame({"run": "r", "step": [5, 9, 9], "bpd": [1.0, np.nan, 7.0]})
+    assert np.isnan(outcomes(scores[scores.metric != "copied"], curves).copied.item())  # of older results
     found = outcomes(scores, curves)
     assert found.index.tolist() == [("l", 4)]
     assert found.iloc[0].to_dict() == {

@@ -17,6 +17,7 @@ from cldiff.learner import Learner, TrainingError
 from cldiff.measure import Measurer
 from cldiff.methods import METHODS, Batch, Method
 from cldiff.methods.replay import buffer
+from cldiff.metrics import METRICS, OfClasses
 from cldiff.parameters import Parameters, number
 from cldiff.tasks import to_uint8
 from cldiff.train import train
@@ -478,6 +479,18 @@ def test_a_mistake_in_a_hook_says_where_it_is_in_one_line(monkeypatch, three, mi
         for step in train(run, three):
             measure(step)
         measure.save(tmp_path / run.name, step.learner)
+
+
+def test_a_mistake_in_a_metric_says_where_it_is_in_one_line(monkeypatch, three):
+    def mistaken(drawn):
+        raise KeyError("colour")
+
+    monkeypatch.setitem(METRICS, "own", OfClasses("own", 1, mistaken))
+    run = tiny(steps=1)
+    with pytest.raises(Problem, match=r"^[^\n]*test_methods\.py:\d+: KeyError: 'colour'$"):
+        measure = Measurer(run, three)
+        for step in train(run, three):
+            measure(step)
 
 
 def test_state_in_the_shared_first_task_is_an_error(monkeypatch, three):

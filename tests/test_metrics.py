@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN
 
 from cldiff import metrics, stats
 from cldiff.diffusion import Diffusion
@@ -230,6 +231,16 @@ def test_kid_is_the_squared_distance_of_cubic_kernels():
     assert distances(x, y)["kid"] == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_kid_is_the_mean_over_twenty_subsets_of_at_most_a_thousand(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        "torch_fidelity.metric_kid.kid_features_to_metric",
+        lambda *_, **how: asked.update(how) or {KEY_METRIC_KID_MEAN: 1},
+    )
+    metrics.kid(clouds(1200, 0), clouds(1500, 1))
+    assert (asked["kid_subsets"], asked["kid_subset_size"]) == (20, 1000)
+
+
 def test_a_collapsed_model_is_precise_and_recalls_little_and_noise_the_reverse():
     real = clouds(300, 0)
     collapsed = distances(clouds(200, 1, spread=0.05), real)
@@ -258,7 +269,7 @@ def score(after, task, metric, value, split=None) -> dict:
     return dict(zip(COLUMNS, (after, task, metric, value, split, "lenet", 100, "ddim50")))
 
 
-def scores(run: str = "a", label: str = "Finetuning", seed: int = 0, shift: float = 0) -> pd.DataFrame:
+def scores(run="a", label="Finetuning", seed=0, shift=0.0, weight=None) -> pd.DataFrame:
     """Two tasks, in no order, among rows that the tables leave alone."""
     rows = [
         score(2, 2, "fid", 5 + shift, "train"),
@@ -274,7 +285,7 @@ def scores(run: str = "a", label: str = "Finetuning", seed: int = 0, shift: floa
         score(2, 1, "taken_for_current", 0.6),
         score(None, 1, "fid_floor", 1, "train"),
     ]
-    return pd.DataFrame(rows).convert_dtypes().assign(run=run, label=label, seed=seed)
+    return pd.DataFrame(rows).convert_dtypes().assign(run=run, label=label, seed=seed, weight=weight)
 
 
 @pytest.mark.parametrize(
@@ -325,6 +336,20 @@ def test_summary_keeps_runs_and_seeds_apart():
 def test_two_runs_are_not_one_row():
     with pytest.raises(ValueError, match="a and b would be one row"):
         stats.summarise(pd.concat([scores("a"), scores("b")]))
+    with pytest.raises(ValueError, match="b and c would be one row"):  # of a label that leaves the weight out
+        stats.summarise(pd.concat([scores("a"), scores("b", "L2", 0, weight=1), scores("c", "L2", 1, weight=10)]))
+
+
+def test_methods_are_ranked_by_their_means_the_best_first():
+    table = stats.summarise(
+        pd.concat(
+            [scores("a"), scores("b", "L2", shift=-2), scores("c", "L2", 1, shift=4), scores("d", "EWC", shift=0.5)]
+        )
+    )
+    assert stats.ranking(table, "fid") == ["Finetuning", "EWC", "L2"]
+    table.loc[table.label == "EWC", ["average", "forgetting"]] = 0.95
+    assert stats.ranking(table, "accuracy") == ["EWC", "Finetuning", "L2"]  # more is better, and of a tie the first
+    assert stats.ranking(table, "accuracy", "forgetting") == ["Finetuning", "L2", "EWC"]
 
 
 def test_scores_in_other_features_are_left_alone():
@@ -400,6 +425,16 @@ def test_other_seeds_are_refused_and_compare_takes_those_of_both():
         stats.summarise(table), stats.summarise_replicates(bootstrap_of(table)), "Finetuning", "L2", "fid", "average"
     )
     assert d == (3, 3, 3)  # of seed 1 alone
+    with pytest.raises(ValueError, match="^Finetuning and L2 have no seed in common; expected runs of the same"):
+        apart = table[(table.label == "L2") | (table.seed == 0)]
+        stats.compare(
+            stats.summarise(apart),
+            stats.summarise_replicates(bootstrap_of(apart)),
+            "Finetuning",
+            "L2",
+            "fid",
+            "average",
+        )
 
 
 def test_a_copy_is_closer_to_one_kept_image_than_a_third_of_the_way_to_any_other():

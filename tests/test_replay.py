@@ -211,7 +211,8 @@ def test_a_tenth_of_the_buffer_is_kept_apart(three):
         assert [len(one) for one in kept] == [36, 4] and not kept[0] & kept[1]
         assert kept[0] | kept[1] == set(pixels(plain["images"][plain["task"] == task]))
     assert at_task(tiny("self_tuned", buffer=5), three, 2).method.state["unseen task"].tolist() == [0, 1]
-    assert len(at_task(tiny("self_tuned", buffer=1), three, 1).method.state["unseen"]) == 1
+    single = at_task(tiny("self_tuned", buffer=1), three, 1)
+    assert len(single.method.state["unseen"]) == 1 == single.method.held(single)["images"]  # it is both
 
 
 def test_the_weight_falls_by_the_ratio_of_the_losses_in_each_bin(three):

@@ -107,7 +107,7 @@ def test_damaged_weights_to_start_from_are_named(copy):
     run = tiny(start=other.name, **SHORT)
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match=f"{path} is damaged"):
+    with pytest.raises(ResultError, match=f"{path} is damaged"):
         make_run(run, results / "second" / run.name, device="cpu")
     path.write_bytes(whole)
     saved = load_tensors(path)

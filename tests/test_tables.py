@@ -6,8 +6,8 @@ import pytest
 from cldiff import load_bootstrap, load_scores
 from cldiff.report.plots import OWN, colours
 from cldiff.report.tables import mean_and_error, results_table, samples_note, save_table, task1_table
-from cldiff.rows import BENCHMARK, STUDY
-from cldiff.study import labels_of
+from cldiff.rows import STUDY
+from cldiff.study import labels_of, runs
 
 RUN = {"steps": 10, "early": 5, "late": 7, "buffer": 20, "curve_images": 100}
 
@@ -86,7 +86,7 @@ def test_only_averages_are_bold_and_beside_them_stands_what_was_learned():
 
 
 def test_a_method_has_one_colour_in_every_company_and_no_two_have_the_same():
-    labels = labels_of(BENCHMARK)
+    labels = list(dict.fromkeys(run.label for run in runs("benchmark-digits")))
     found = colours(labels)
     assert len(set(found.values())) == len(found) == len(labels)
     first = {method: name for name in reversed(labels) if (method := name.partition(",")[0]) in OWN}

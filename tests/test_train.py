@@ -305,17 +305,6 @@ def test_the_first_task_of_other_runs_and_a_checkpoint_on_other_data_are_named(t
         next(train(one, three[:2], tmp_path / one.name))
 
 
-def test_a_checkpoint_from_before_they_were_named_is_used(three, tmp_path):
-    run = tiny(steps=3)
-    state = begun(run, three[:2], tmp_path / run.name)
-    del state["owner"]
-    save_tensors(tmp_path / run.name / "checkpoint.pt", state)
-    with pytest.warns(UserWarning, match="checkpoint.pt does not say whose it is, and is taken for that of"):
-        steps = list(train(run, three[:2], tmp_path / run.name))
-    assert steps[0].total == 5
-    assert same(weights(steps[-1].learner), weights_after_tasks(run, three[:2])[-1])
-
-
 @pytest.mark.parametrize("content", [[1, 2, 3], {}, {"task": "a"}, {"task": 1, "net": 3}, {"task": 1, "net": {}}])
 def test_a_checkpoint_that_is_whole_and_holds_something_else_is_named_and_stays(content, three, tmp_path):
     path = tmp_path / "run" / "checkpoint.pt"

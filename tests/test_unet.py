@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from cldiff.unet import Attention, UNet, timestep_embedding
+from cldiff.unet import Attention, UNet, norm, timestep_embedding
 
 
 def small(size: int = 8, **options) -> UNet:
@@ -149,3 +149,16 @@ def test_timestep_embedding_is_that_of_diffusers():
 def test_images_that_cannot_be_halved_are_refused(size, multipliers):
     with pytest.raises(ValueError, match=f"images of {size} pixels cannot be halved {len(multipliers) - 1} times"):
         small(size, multipliers=multipliers)
+
+
+@pytest.mark.parametrize("channels, groups", [(8, 2), (24, 6), (48, 12), (128, 32), (144, 24), (256, 32)])
+def test_groups_of_a_normalisation_divide_its_channels(channels, groups):
+    assert norm(channels).num_groups == groups
+
+
+@pytest.mark.parametrize("channels, multipliers", [(24, (1, 2, 4)), (40, (1, 2, 4)), (48, (1, 2, 2)), (104, (1, 2))])
+def test_networks_of_any_width_can_be_built(channels, multipliers):
+    net = UNet(8, 5, channels, multipliers, 1)
+    assert (
+        net(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)).shape[1] == 1
+    )

@@ -88,6 +88,21 @@ def test_an_invented_score_with_the_right_hash_is_found(copy):
         verify(copy)
 
 
+def test_a_blank_score_is_named(copy):
+    forge(copy, float("nan"), metric="accuracy", after_task=5, eval_task=3, extractor="lenet")
+    with pytest.raises(ResultError, match=f"{copy.name}: no number for the accuracy of task 3 in scores.csv"):
+        verify(copy)
+
+
+def test_the_error_of_a_difference_is_that_of_two_samples(published, monkeypatch):
+    """Of the FID's replicates by the resampled images, twice their variance; here 1, 2 and 3 whatever the images."""
+    values = iter(range(10**6))
+    monkeypatch.setattr("cldiff.verify.resampled", lambda n: [0, 1, 2])
+    monkeypatch.setattr("cldiff.verify.fid", lambda features, of: 1.0 + next(values) % 4)
+    table = verify(published)
+    assert table[table.metric == "fid"].error.to_numpy() == pytest.approx(2**0.5)
+
+
 def test_the_weights_of_another_run_are_named(published, copy):
     (copy / "result.json").write_bytes((published / "result.json").read_bytes())
     net = load_unet(copy / WEIGHTS)

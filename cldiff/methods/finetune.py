@@ -4,4 +4,4 @@ from .base import Method
 
 
 class Finetune(Method):
-    """The base class does it all: no other examples, no penalty."""
+    """Nothing against forgetting: no other examples, no penalty. The base class does it all."""

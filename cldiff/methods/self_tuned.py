@@ -26,7 +26,8 @@ class SelfTunedReplay(Replay):
         every: int = number(50, 1, help="steps between two measurements")
 
     def held(self, learner: Learner) -> dict[str, int]:
-        return super().held(learner) | {"images": len(self.state["images"]) + len(self.state["unseen"])}
+        seen, unseen = self.state["images"], self.state["unseen"]
+        return super().held(learner) | {"images": len(seen) + (0 if torch.equal(seen, unseen) else len(unseen))}
 
     def start_task(self, learner: Learner) -> None:
         super().start_task(learner)

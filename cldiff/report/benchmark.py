@@ -10,7 +10,7 @@ from ..findings import FINETUNING
 from ..methods import METHODS
 from ..results import load_results
 from ..run import Run
-from ..stats import CHANCE, DRAWS, HEADLINES, compare, summarise, summarise_replicates
+from ..stats import CHANCE, DRAWS, HEADLINES, compare, ranking, summarise, summarise_replicates
 from .tables import mean_and_error, samples_note, seeds_note, sizes
 
 
@@ -37,7 +37,7 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
             if kind == "forgetting":
                 table[title.replace("↑", "↓")] = [mean_and_error(means.get_group(name), m.digits) for name in labels]
                 continue
-            best = means.mean().idxmax() if m.higher else means.mean().idxmin()
+            best = ranking(summary, metric)[0]
             beyond = {
                 (name, other): compare(summary, replicates, name, other, metric, kind).beyond_noise
                 for name in labels
@@ -53,7 +53,7 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
     bound = scores[scores.metric == "bpd"]
     seeds = scores.seed.nunique()
     chance = f" over {seeds} seeds, where beyond noise asks that {CHANCE[seeds]}," if seeds in CHANCE else ""
-    floor = scores[(scores.metric == "fid_floor") & (scores.split == "test")].value.mean()
+    floor = scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
     note = (
         f"{seeds_note(scores)}, by average FID against test images, where real images have {floor:.1f}. Weights are "
         "those that the sweep chose on validation images, or a row's own (the study's, and 1 where it names `shared`). "
@@ -77,7 +77,7 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
         index="method", columns="of", values="value"
     )
     table = table[("published, " + names[0]).unique()]
-    # Of several rows of a method the one whose options are the defaults, which no label names.
+    # Of several rows of a method the one with the shortest label, which names no options.
     labels = scores.groupby("method").label.agg(lambda of: min(of.unique(), key=len))
     table["ours"] = labels.map(found.groupby("label").fid.mean())
     table = table.dropna().sort_values(table.columns[0])
@@ -90,8 +90,8 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
     compared = scores[scores.label.isin(labels[table.index])]
     note = (
         f"{seeds_note(compared)}; average FID against test images, in brackets as a multiple of joint training's. "
-        "Extractors and networks differ: orders and multiples compare, FIDs do not. Rank correlation of these "
-        f"{len(table)} methods with ours: "
+        "Extractors and networks differ: FIDs do not compare, and joint training is no best here. Rank correlation of "
+        f"these {len(table)} methods with ours: "
         + ", ".join(f"{found.statistic:.2f}, p = {found.pvalue:.2f} ({name})" for name, found in agreement.items())
         + f". Published: {published.source.iloc[0]}."
     )

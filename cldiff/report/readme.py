@@ -90,8 +90,8 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, {len(methods)} methods: finetuning"
         f" {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay {fid['Distilled replay, weight 1']}, "
         f"generative distillation {fid['Generative distillation, weight 1']}, a network for each task "
-        f"{fid['One model for each task']}. "
-        "FID in a LeNet's features, against test images (on the pages: training images); ± standard error."
+        f"{fid['One model for each task, start previous']}. "
+        "FID in a LeNet's features, against test images (the study's tables: training images); ± standard error."
     )
 
 
@@ -116,12 +116,13 @@ def verdicts() -> str:
         seeds.append(seeds_of(path))
         titles.append(f"[{DATASETS[dataset].title}]({path}), {steps:,} steps, {number_of(seeds[-1])}")
         found.append({row[0]: row for row in table_of(path)})
+    chance = ", ".join(f"{n} do 1 time in {2 ** (n - 1)}" for n in sorted(set(seeds) - {1}))
     about = (
-        f"The study trains {Run.steps:,} steps a task. We split each finding into conditions (behind each data set's "
-        "name). All met: *holds*; else, of the decisive (marked, or all) one met: *in part*; one undecided: *within "
-        "noise*; else *does not hold*. In brackets: met, of all. Met asks little more than that all seeds agree (by "
-        f"chance {', '.join(f'{n} do one time in {2 ** (n - 1)}' for n in sorted(set(seeds) - {1}))}; with one seed "
-        f"noise is not known). On the digits t = {late} stands for t = {Run.late}."
+        f"The study trains {Run.steps:,} steps a task, with larger batches and networks. Each finding is split into "
+        "conditions (linked). All met: *holds*; else the decisive ones count (all, if none is marked): one met: *in "
+        "part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks little more "
+        f"than that all seeds agree (by chance {chance}; one seed: no test). On the digits t = {late} stands for "
+        f"t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.
     rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[1].items() if number]
@@ -148,7 +149,7 @@ def parameters() -> str:
 
 
 def methods() -> str:
-    """Every method with its source, its weight, its price of a step and its options."""
+    """Every method in the words of its docstring, with its weight, its price of a step and its options."""
     rows = []
     for name, method in METHODS.items():
         options = "; ".join(
@@ -157,11 +158,10 @@ def methods() -> str:
             if f.default is not MISSING
         )
         weight = "" if method.weight is None else f"{method.weight:g}"
-        doc = " ".join((method.__doc__ or "").split())
-        source = re.search(r"[A-Z]\w+( and \w+| et al\.)? \(?\d{4}|arXiv \d{4}\.\d{5}", doc)
-        source = source[0].replace("(", "") if source else ""
-        rows.append([f"`{name}`", method.label, source, weight, str(method.passes), options])
-    return written([["method", "in tables", "after", "weight", "passes", "options, their defaults and meaning"], *rows])
+        about = " ".join((method.__doc__ or "").split())
+        rows.append([f"`{name}`", method.label, about, weight, str(method.passes), options])
+    head = ["method", "in tables", "what it does", "weight", "passes", "options, their defaults and meaning"]
+    return written([head, *rows])
 
 
 def datasets() -> str:

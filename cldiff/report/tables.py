@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..files import write_atomically
 from ..metrics import METRICS, REPLICATES
-from ..stats import DRAWS, HEADLINES, compare, summarise, summarise_replicates
+from ..stats import DRAWS, HEADLINES, compare, ranking, summarise, summarise_replicates
 from ..tasks import DATASETS
 from .plots import present
 
@@ -127,7 +127,7 @@ def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.Dat
     table = pd.DataFrame({"": labels})
     for metric, m in measured(summary).items():
         of, arrow = summary[summary.metric == metric].groupby("label"), "↑" if m.higher else "↓"
-        best = of.average.mean().idxmax() if m.higher else of.average.mean().idxmin()
+        best = ranking(summary, metric)[0]
         table[f"avg {m.title} {arrow}"] = [
             f"{mark}{mean_and_error(of.get_group(name).average, m.digits)}{mark}"
             for name in labels
