@@ -375,7 +375,9 @@ def test_runs_of_several_settings_are_read_one_setting_at_a_time(tmp_path):
     assert (few.buffer, many.buffer, few.label) == (2, 3, many.label)
     for run in (few, many):
         finish(tmp_path, run)
-    assert set(load_scores(tmp_path, "digits", buffer=3, multipliers=list(many.multipliers)).run) == {many.name}  # as profiles have it
+    assert set(load_scores(tmp_path, "digits", buffer=3, multipliers=list(many.multipliers)).run) == {
+        many.name
+    }  # as profiles have it
     with pytest.raises(ResultError, match="buffer=2.*buffer=3|buffer=3.*buffer=2"):
         load_scores(tmp_path)
     with pytest.raises(ResultError, match="no finished run on digits with buffer=4 in"):
