@@ -100,19 +100,22 @@ def test_columns_of_numbers_are_set_to_the_right_and_minus_signs_are_such(tmp_pa
         "": ["L2, weight 1e-05", "real"],
         "of -1": ["**-0.5 ± 1.2**", ""],
         "between": ["+1,003 [-2.0, -.5] noise", "× 2"],
+        "p": ["0.5", "4e-07"],
         "range": ["1", "1-2"],
         "words": ["-1", "2023-09 to -4"],
         "empty": ["", ""],
     }
     save_table(pd.DataFrame(table), tmp_path, "t", "a-1")
     head, rule, first, second = (tmp_path / "t.md").read_text(encoding="utf-8").splitlines()[:4]
-    assert rule == "| --- | ---: | ---: | --- | --- | --- |"
-    assert head == "|  | of −1 | between | range | words | empty |"
-    assert first == "| L2, weight 1e-05 | **−0.5 ± 1.2** | +1,003 [−2.0, −.5] noise | 1 | −1 |  |"
-    assert second == "| real |  | × 2 | 1-2 | 2023-09 to −4 |  |"
+    assert rule == "| --- | ---: | ---: | ---: | --- | --- | --- |"
+    assert head == "|  | of −1 | between | p | range | words | empty |"
+    assert first == "| L2, weight 1e-05 | **−0.5 ± 1.2** | +1,003 [−2.0, −.5] noise | 0.5 | 1 | −1 |  |"
+    assert second == "| real |  | × 2 | 4e-07 | 1-2 | 2023-09 to −4 |  |"
     tex = (tmp_path / "t.tex").read_text(encoding="utf-8").splitlines()
-    assert tex[0] == r"\begin{tabular}{lrrlll}"
-    assert tex[4] == r"L2, weight 1e-05 & \textbf{$-$0.5 $\pm$ 1.2} & +1,003 [$-$2.0, $-$.5] noise & 1 & $-$1 &  \\"
+    assert tex[0] == r"\begin{tabular}{lrrrlll}"
+    assert (
+        tex[4] == r"L2, weight 1e-05 & \textbf{$-$0.5 $\pm$ 1.2} & +1,003 [$-$2.0, $-$.5] noise & 0.5 & 1 & $-$1 &  \\"
+    )
 
 
 def test_large_numbers_can_be_read():
