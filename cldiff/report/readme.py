@@ -118,7 +118,7 @@ def verdicts() -> str:
         found.append({row[0]: row for row in table_of(path)})
     chance = ", ".join(f"{n} do 1 time in {2 ** (n - 1)}" for n in sorted(set(seeds) - {1}))
     about = (
-        f"The study trains {Run.steps:,} steps a task, with larger batches and networks. Each finding is split into "
+        f"The study trains {Run.steps:,} steps a task, in larger batches. Each finding is split into "
         "conditions (linked). All met: *holds*; else the decisive ones count (all, if none is marked): one met: *in "
         "part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks little more "
         f"than that all seeds agree (by chance {chance}; one seed: no test). On the digits t = {late} stands for "
