@@ -191,7 +191,7 @@ def sweep_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_weights(scores: pd.DataFrame) -> dict[str, float]:
-    """The rule of a sweep: for each method the weight with the lowest average FID against validation images after the
-    last task, mean over seeds; of equal weights the smallest."""
-    means = sweep_table(scores).groupby(["method", "weight"])["average FID"].mean()
+    """The rule of a sweep: for each method the weight above 0, which is finetuning, with the lowest average FID against
+    validation images after the last task, mean over seeds; of equal weights the smallest."""
+    means = sweep_table(scores[scores.weight > 0]).groupby(["method", "weight"])["average FID"].mean()
     return {method: float(means[method].idxmin()) for method in means.index.unique("method")}

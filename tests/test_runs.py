@@ -461,6 +461,7 @@ def test_the_rule_of_a_sweep_is_the_lowest_fid_on_validation_images_and_of_equal
     scores = sweep({("l2", 0.0): 9.0, ("l2", 0.1): 3.0, ("l2", 1.0): 3.0, ("replay", 0.0): 9.0, ("replay", 10.0): 2.0})
     found = best_weights(scores)
     assert found == {"l2": 0.1, "replay": 10.0}
+    assert best_weights(sweep({("l2", 0.0): 1.0, ("l2", 0.1): 3.0})) == {"l2": 0.1}  # without is no weight
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     (tmp_path / "chosen.json").write_text('{"other": {"mnist": {"l2": 5.0}}}')
     study.keep_chosen("small-sweep", "mnist", found)
@@ -477,7 +478,7 @@ def test_the_choice_of_a_published_sweep_follows_its_rule():
             for method, weight in weights.items():
                 trials = [row for row in rows if names[row[0]] == method]
                 assert trials, f"{method}: its trials are not in the table; docs/extending.md says how they get there"
-                found = {float(row[1]): float(row[3].split(" ")[0]) for row in trials}
+                found = {float(row[1]): float(row[3].split(" ")[0].replace(",", "")) for row in trials}
                 assert found[weight] == min(found.values())
 
 
