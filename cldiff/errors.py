@@ -15,8 +15,8 @@ class Problem(RuntimeError):
 
 @contextmanager
 def located_errors() -> Iterator[None]:
-    """Raises Problem, which says where it was, for a mistake in a method's code that a command, which knows no more of
-    an error than its words, would take for a wrong parameter."""
+    """Raises Problem, which says where it was, for a mistake in the code of a method or metric that a command, which
+    knows no more of an error than its words, would take for a wrong parameter."""
     try:
         yield
     except (TypeError, ValueError, KeyError) as error:

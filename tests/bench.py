@@ -53,11 +53,12 @@ def noise_images(run: Run, n: int, device: torch.device | str = "cpu") -> Tensor
     return torch.randint(256, (n, 1, *[SIZES[run.dataset][0]] * 2), dtype=torch.uint8, device=device)
 
 
-# What is measured: a class for each library, a method for each job; n is the number of images in a call.
+# What is measured: a class for each library, a method for each job; n is the number of images in a call. Those that are
+# drawn are float (n, C, H, W) in [-1, 1]; diffusers' are its average's, for which weights are exchanged, as in its example.
 
 
 class Cldiff:
-    """What a run calls. Images that are drawn are float (n, C, H, W) in [-1, 1], everybody's. past: tasks learned before; best: compiled, into CUDA graphs on a GPU."""
+    """What a run calls. past: tasks learned before; best: compiled, into CUDA graphs on a GPU."""
 
     def __init__(self, run: Run, device: torch.device | str, past: int = 0, best: bool = False):
         run = replace(run, compiled=best and torch.device(device).type == "cuda")

@@ -468,6 +468,12 @@ def test_the_rule_of_a_sweep_is_the_lowest_fid_on_validation_images_and_of_equal
     assert study.chosen("small-sweep", "mnist", "l2") == 0.1 and study.chosen("other", "mnist", "l2") == 5.0
 
 
+def test_the_label_of_a_row_whose_weight_a_sweep_chose_is_asked_of_its_profile():
+    with pytest.raises(ValueError, match="^the label of distilled has the weight that a sweep chose: take labels of"):
+        study.labels_of([Row("replay", 1.0), Row("l2"), Row("distilled")])
+    assert study.labels_of([Row("replay", 1.0), Row("l2")]) == ["Experience replay, weight 1", "L2"]
+
+
 def test_the_choice_of_a_published_sweep_follows_its_rule():
     """chosen.json holds what the rule makes of the table of the sweep: the lowest average FID on validation images."""
     names = {METHODS[method].label: method for method in METHODS}

@@ -4,4 +4,4 @@ from .base import Method
 
 
 class Finetune(Method):
-    """Nothing against forgetting: no other examples, no penalty. The base class does it all."""
+    """The base class does it all: no other examples, no penalty."""

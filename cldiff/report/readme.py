@@ -87,10 +87,10 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         f"notice ({value(FINETUNING, 'bpd')}; on old tasks {change}). Experience replay with weight 1 ends at "
         f"{value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
         f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{others}. On "
-        f"the digits, 8x8 pixels, {short} steps, {number_of(seeds_of(LEADERBOARD))}, {len(methods)} methods: finetuning"
+        f"the digits, {short} steps, {number_of(seeds_of(LEADERBOARD))}, {len(methods)} methods: finetuning"
         f" {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay {fid['Distilled replay, weight 1']}, "
-        f"generative distillation {fid['Generative distillation, weight 1']}, a network for each task "
-        f"{fid['One model for each task, start previous']}. "
+        f"generative distillation {fid['Generative distillation, weight 1']}, a network for each task, "
+        f"begun at the last one's, {fid['One model for each task, start previous']}. "
         "FID in a LeNet's features, against test images (the study's tables: training images); ± standard error."
     )
 
@@ -121,8 +121,8 @@ def verdicts() -> str:
         f"The study trains {Run.steps:,} steps a task, in larger batches. Each finding is split into "
         "conditions (linked). All met: *holds*; else the decisive ones count (all, if none is marked): one met: *in "
         "part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks little more "
-        f"than that all seeds agree (by chance {chance}; one seed: no test). On the digits t = {late} stands for "
-        f"t = {Run.late}."
+        f"than that all seeds agree (by chance {chance}; one seed: noise over images alone). On the digits t = "
+        f"{late} stands for t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.
     rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[1].items() if number]

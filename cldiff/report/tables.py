@@ -14,7 +14,7 @@ from ..tasks import DATASETS
 from .plots import present
 
 MINUS = re.compile(r"(?<![\w.])-(?=\.?\d)")  # before a number, not within a range or a name
-NUMBER = re.compile(r"[\d.,+−±× x°%*\[\]()]*(e-\d+|noise)?")  # with its error or interval, bold or not
+NUMBER = re.compile(r"[\d.,+−±×> x°%*\[\]()]*(e-\d+|noise)?")  # with its error or interval, bold or not
 
 
 def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) -> str:
