@@ -115,9 +115,9 @@ class Measurer:
                 self._of_samples(learner, drawn, extractor.name, row, last)
                 if drawn.classes is not None and counted:
                     replicates |= self._resampled(drawn, extractor.name)
-            kept, drawn_by = buffer(learner, task.index).images, {"n": len(samples), "sampler": run.sampler}
+            kept, n = buffer(learner, task.index).images, len(samples)
             learner.record["scores"] += [
-                score(name, metric.value(samples, kept), metric.split, **row, **drawn_by)
+                score(name, metric.value(samples, kept), metric.split, n=n, sampler=run.sampler, **row)
                 for name, metric in metrics_of(AgainstKept).items()
                 if len(kept) > 1
             ]

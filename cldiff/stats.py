@@ -64,9 +64,9 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     worse for all. Raises ValueError for two runs of one label and seed, or of one label and two weights."""
     rows = []
     runs = scores[["run", "label", "seed", "weight"]].drop_duplicates()
-    alike = runs.groupby("label").weight.transform("nunique", dropna=False) > 1
-    if (twins := runs[runs.duplicated(["label", "seed"], keep=False) | alike]).size:
-        raise ValueError(f"{' and '.join(twins.run[:2])} would be one row of a table: delete or move one of them")
+    for found, same in ((runs, ["label", "seed"]), (runs.drop_duplicates(["label", "weight"]), "label")):
+        for _, twins in found[found.duplicated(same, keep=False)].groupby(same, sort=False):
+            raise ValueError(f"{' and '.join(twins.run[:2])} would be one row of a table: delete or move one of them")
     for (name, label, seed), run in scores.groupby(["run", "label", "seed"], sort=False):
         for metric, m in HEADLINES.items():
             if (run.metric == metric).any():

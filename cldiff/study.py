@@ -1,7 +1,7 @@
 """The runs of a profile, and the weights that sweeps chose. Nothing here reads results or runs."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from .files import write_atomically
@@ -19,13 +19,13 @@ def row_run(row: Row, **settings) -> Run:
     return Run(method=row.method, weight=row.weight, options=row.options, **{**settings, **row.settings})
 
 
-def labels_of(rows: Iterable[Row]) -> list[str]:
+def labels_of(rows: Sequence[Row]) -> list[str]:
     """Of the rows, each once: a default weight may be another row's. Raises ValueError for one whose weight, which its
     label names, is left to a sweep."""
     if left := [
         row.method
         for row in rows
-        if row.weight is None and METHODS[row.method].weight and not METHODS[row.method].tuned
+        if row.weight is None and METHODS[row.method].weight is not None and not METHODS[row.method].tuned
     ]:
         raise ValueError(
             f"the label of {left[0]} has the weight that a sweep chose: take labels of `study.runs(profile)`"

@@ -81,8 +81,12 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
             for metric, (published, fresh, error) in found.items()
         ]
     table = pd.DataFrame(rows)
-    for row in table[table.z.isna()].itertuples():
-        raise ResultError(f"{folder}: no number for the {row.metric} of task {row.task} in scores.csv")
+    if (blank := table[table.z.isna()]).size:
+        row = blank.iloc[0]
+        raise ResultError(
+            f"{folder}: the {row.metric} of task {row.task} cannot be compared: published {row.published}, fresh "
+            f"{row.fresh}"
+        )
     return table
 
 

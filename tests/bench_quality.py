@@ -65,7 +65,6 @@ def until_good(run: Run, tasks: list[Task], budget: float, first: float) -> dict
     features, _ = lenet.extract(images)
     real, floor = Gaussian.of(features), fid_floor(features, run.samples)
     found = {
-        "run": run.name,
         "samples": run.samples,
         "batch": run.batch,
         "floor": floor,

@@ -90,7 +90,9 @@ def test_an_invented_score_with_the_right_hash_is_found(copy):
 
 def test_a_blank_score_is_named(copy):
     forge(copy, float("nan"), metric="accuracy", after_task=5, eval_task=3, extractor="lenet")
-    with pytest.raises(ResultError, match=f"{copy.name}: no number for the accuracy of task 3 in scores.csv"):
+    with pytest.raises(
+        ResultError, match=f"{copy.name}: the accuracy of task 3 cannot be compared: published nan, fresh 0"
+    ):
         verify(copy)
 
 
