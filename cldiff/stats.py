@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from .metrics import Metric, metrics_of
+from .metrics import Metric, OfImages, metrics_of
 
 DRAWS = 10_000  # of the bootstrap of a difference
 CHANCE = {  # what an interval over so many seeds asks for
@@ -131,13 +131,14 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def paired_difference(one: np.ndarray, other: np.ndarray, draws: int = DRAWS) -> Difference:
+def paired_difference(one: np.ndarray, other: np.ndarray, draws: int = DRAWS, same_images: bool = False) -> Difference:
     """The mean over seeds of one - other, and where 95 % of its bootstrap over seeds and images lie.
 
     one, other: (S, 1 + K), a row for each seed, the same seeds in both: the value, then K replicates of it over
-    resampled images. A draw picks S seeds with replacement and for each the image noise of one replicate, the
-    same for both methods. With one seed only images are resampled. Replicates count by their distance from their own
-    mean, because the FID of a resample is larger than the FID.
+    resampled images. A draw picks S seeds with replacement and for each the image noise of one replicate, the same for
+    both methods and, where all seeds are measured on the same images, whose noise more seeds do not average out, for
+    all seeds. With one seed only images are resampled. Replicates count by their distance from their own mean, because
+    the FID of a resample is larger than the FID.
     """
     if one.shape != other.shape or one.ndim != 2:
         raise ValueError(f"values of shapes {one.shape} and {other.shape}: expected the same seeds and replicates")
@@ -148,7 +149,8 @@ def paired_difference(one: np.ndarray, other: np.ndarray, draws: int = DRAWS) ->
     means = value[seeds].mean(1)
     if noise.size:
         noise = noise - noise.mean(1, keepdims=True)
-        means += noise[seeds, random.integers(noise.shape[1], size=seeds.shape)].mean(1)
+        size = (draws, 1) if same_images else seeds.shape
+        means += noise[seeds, random.integers(noise.shape[1], size=size)].mean(1)
     return Difference(float(value.mean()), *(float(q) for q in np.percentile(means, (2.5, 97.5))))
 
 
@@ -169,7 +171,8 @@ def compare(
     both = first.index.intersection(second.index)
     if both.empty:
         raise ValueError(f"{one} and {other} have no seed in common; expected runs of the same (SEEDS=)")
-    return paired_difference(first.loc[both].to_numpy(), second.loc[both].to_numpy())
+    same_images = isinstance(HEADLINES[metric], OfImages)
+    return paired_difference(first.loc[both].to_numpy(), second.loc[both].to_numpy(), same_images=same_images)
 
 
 def sweep_table(scores: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 """The analysis of an experiment of many arms, on made-up results."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,9 @@ from scipy import stats
 from cldiff import load_curves
 from cldiff.contrasts import Contrast, best, compared, holm, outcomes, outcomes_by
 from cldiff.report.tables import contrasts_table
+
+
+ORDERS = Path(__file__).parents[1] / "results" / "orders"
 
 
 def arms(**values) -> pd.DataFrame:
@@ -37,11 +42,9 @@ def test_the_best_has_the_lowest_mean_or_the_lowest_sum_of_ranks():
 
 
 def test_outcomes_by_setting_are_those_of_its_runs():
-    scores, found = outcomes_by(
-        "order", {"up": {"order": "label"}, "down": {"order": "reversed"}}, "results/orders", "digits"
-    )
+    scores, found = outcomes_by("order", {"up": {"order": "label"}, "down": {"order": "reversed"}}, ORDERS, "digits")
     for key, order in (("up", "label"), ("down", "reversed")):
-        alone = outcomes(scores[key], load_curves("results/orders", "digits", order=order))
+        alone = outcomes(scores[key], load_curves(ORDERS, "digits", order=order))
         assert found[found.order == key].set_index(["label", "seed"]).drop(columns="order").equals(alone)
     assert set(scores["up"].run).isdisjoint(scores["down"].run) and len(found) == 18
 
@@ -84,35 +87,40 @@ def test_no_common_seed_is_one_line():
 
 
 def test_outcomes_are_those_after_the_last_task_on_the_images_they_say():
+    """Each metric is 0 for task 1 when learned, 10 of its own units at the end, where task 2 is 40."""
     rows = []
-    for metric, split, base in (
-        ("fid", "train", 900),
-        ("fid", "validation", 100),
-        ("fid", "test", 200),
-        ("recall", "test", 300),
-        ("bpd", "test", 400),
-        ("copied", "buffer", 500),
-        ("accuracy", None, 600),
+    for unit, (metric, split, base) in enumerate(
+        (
+            ("fid", "train", 900),
+            ("fid", "validation", 100),
+            ("fid", "test", 200),
+            ("recall", "test", 300),
+            ("bpd", "test", 400),
+            ("copied", "buffer", 500),
+            ("accuracy", None, 600),
+        ),
+        start=1,
     ):
-        for after, of, value in ((1, 1, 0), (2, 1, 10), (2, 2, 20)):
-            rows.append({"metric": metric, "split": split, "after_task": after, "eval_task": of, "value": base + value})
+        for after, of, value in ((1, 1, 0), (2, 1, 10), (2, 2, 40)):
+            row = {"metric": metric, "split": split, "after_task": after, "eval_task": of}
+            rows.append(row | {"value": base + unit * value})
     scores = pd.DataFrame(rows).assign(run="r", label="l", seed=4, extractor="lenet")
     curves = pd.DataFrame({"run": "r", "step": [5, 9, 9], "bpd": [1.0, np.nan, 7.0]})
     assert np.isnan(outcomes(scores[scores.metric != "copied"], curves).copied.item())  # of older results
     found = outcomes(scores, curves)
     assert found.index.tolist() == [("l", 4)]
     assert found.iloc[0].to_dict() == {
-        "fid": 215,
-        "bpd": 415,
-        "fid_old": 210,
-        "fid_new": 220,
-        "bpd_old": 410,
-        "fid_learned": 210,
-        "forgetting": 10,
-        "forgetting_bpd": 10,
-        "recall": 315,
-        "accuracy": 615,
-        "copied": 510,
-        "fid_validation": 115,
+        "fid": 275,
+        "bpd": 525,
+        "fid_old": 230,
+        "fid_new": 320,
+        "bpd_old": 450,
+        "fid_learned": 260,
+        "forgetting": 30,
+        "forgetting_bpd": 50,
+        "recall": 400,
+        "accuracy": 775,
+        "copied": 560,
+        "fid_validation": 150,
         "bpd_validation": 7,
     }

@@ -380,3 +380,9 @@ def test_impossible_numbers_of_steps_and_terms_are_refused(count):
         Diffusion(50).sample(bent, gaussian(1, 1, 2, 2), steps=count)
     with pytest.raises(ValueError, match=f"terms={count}: expected 1 .. 50"):
         Diffusion(50).bits_per_dim(bent, gaussian(1, 1, 2, 2), terms=count)
+
+
+def test_terms_of_the_bound_are_early_timesteps_one_by_one_and_then_parts_in_geometric_progression():
+    low, size = Diffusion(1000)._strata(20)
+    assert low[0] == 0 and (low[1:] == (low + size)[:-1]).all()
+    assert (low + size).tolist() == [max(round(1000 ** (k / 19)), k + 1) for k in range(20)]

@@ -221,7 +221,7 @@ def test_a_run_with_inception_has_both_extractors_and_keeps_the_real_features(st
     assert all(torch.equal(x.features, y.features) for split in kept for x, y in zip(kept[split], again[split]))
 
 
-def test_without_weights_the_rest_is_measured(three, tmp_path, offline):
+def test_without_weights_the_rest_is_to_be_measured_and_one_line_says_so(three, tmp_path, offline):
     measure = Measurer(tiny(steps=2, inception=True), three, tmp_path)
     assert "no Inception features" in measure.missing and "\n" not in measure.missing
     assert [extractor.name for extractor in measure.extractors] == ["lenet"]

@@ -7,22 +7,11 @@ import pandas as pd
 import pytest
 
 from cldiff import load_bootstrap, load_curves, load_scores
-from cldiff.findings import (
-    FINDINGS,
-    FINETUNING,
-    GENERATIVE,
-    L2,
-    LIGHT,
-    REPLAY,
-    STUDIED,
-    Evidence,
-    Finding,
-    answer,
-    findings_table,
-    less,
-)
+from cldiff.evidence import FINETUNING, GENERATIVE, L2, LIGHT, REPLAY, STUDIED, Evidence, answer, less
+from cldiff.findings import FINDINGS, Finding, findings_table
 from cldiff.stats import Difference
 
+SMALL = Path(__file__).parents[1] / "results" / "small"
 SEEDS = 3
 ASKED = list(FINDINGS)
 
@@ -267,10 +256,38 @@ def test_where_seeds_disagree_a_finding_lies_within_noise(number):
     assert True not in answers and None in answers and found.verdict == "within noise"
 
 
+def test_what_is_asked_is_read_from_the_tables_where_it_stands():
+    """Of three tasks; curves of another split, another timestep and steps within a task would be wrong ones."""
+    after = {(1, 1): 10, (2, 1): 30, (2, 2): 12, (3, 1): 70, (3, 2): 50, (3, 3): 20}
+    rows, replicates, curves = [], [], []
+    for label, more in ((FINETUNING, 0), (L2, -5)):
+        for seed in (0, 1):
+            own = {"run": f"{label}{seed}", "label": label, "seed": seed, "weight": None}
+            for (task, of), value in after.items():
+                row = own | {"metric": "fid", "after_task": task, "eval_task": of}
+                rows.append(row | {"split": "train", "extractor": "lenet", "value": value + more + seed})
+                replicates.append(row | {"replicate0": value + more + seed})
+            for step, value in ((50, 9.0), (100, 2.0), (150, 3.0), (200, 8.0), (300, 5.0)):
+                curves += [
+                    own | {"step": step, "split": split, "timestep": t, "loss": loss, "bpd": bpd}
+                    for split, t, loss, bpd in (
+                        ("validation", 50, value + seed, None),
+                        ("validation", None, None, value),
+                        ("buffer", 50, 77.0, None),
+                        ("validation", 700, 99.0, None),
+                    )
+                ]
+    e = Evidence(*map(pd.DataFrame, (rows, curves, replicates)), {"steps": 100, "early": 50, "late": 700})
+    end, learned = e.old_and_new(FINETUNING, "fid", "train")
+    assert end.tolist() == [60, 61] and learned.tolist() == [11, 12]
+    assert [values.tolist() for values in e.task1(FINETUNING, 50)] == [[2, 3], [5, 6]]
+    assert e.rise(FINETUNING, 50).tolist() == [1.5, 1.0] and e.rise(FINETUNING).tolist() == [3, 3]
+    assert e.value(L2, "fid", "forgetting").tolist() == [49, 49] and e.best("fid") == L2
+
+
 def test_a_seed_that_not_all_rows_have_yet_does_not_count():
     """As when SEEDS=3 was interrupted: its first rows have a seed more."""
-    results = Path("results/small")
-    scores, curves, bootstrap = (load(results, "mnist") for load in (load_scores, load_curves, load_bootstrap))
+    scores, curves, bootstrap = (load(SMALL, "mnist") for load in (load_scores, load_curves, load_bootstrap))
 
     def answer(there) -> bool | None:
         tables = (table[there(table)] for table in (scores, curves, bootstrap))
@@ -305,7 +322,7 @@ def test_rows_that_share_no_seed_are_one_line():
 )
 def test_a_finding_is_asked_where_the_rows_that_it_compares_are_there_and_answered_as_ever(there, numbers):
     run = {"steps": 1000, "early": 50, "late": 700}
-    tables = [load("results/small", "mnist") for load in (load_scores, load_curves, load_bootstrap)]
+    tables = [load(SMALL, "mnist") for load in (load_scores, load_curves, load_bootstrap)]
     whole, _ = findings_table(Evidence(*tables, run))
     part, note = findings_table(Evidence(*(table[table.label.isin(there)] for table in tables), run))
     left = ~whole[""].isin(numbers)

@@ -149,6 +149,22 @@ def test_bounds_are_those_of_images_under_their_classes_ids(backwards, monkeypat
     assert len(curves) == 3 * (2 * len(run.curve_timesteps) + 1)
 
 
+def test_losses_of_classes_are_those_of_their_ids_and_weigh_by_their_images(three, monkeypatch):
+    """The network predicts 10 for the second class of task 1 and 0 for the first: squared errors of 101 and 1."""
+
+    def predicting(learner, number):
+        return lambda x, t: 0 * x + 10.0 * torch.as_tensor(number).float().view(-1, 1, 1, 1)
+
+    monkeypatch.setattr(Learner, "model", predicting)
+    run = tiny(condition="class", steps=1, curve_images=200)
+    measure = Measurer(run, three[:1])
+    (step,) = train(run, three[:1])
+    measure(step)
+    share = (three[0].validation.labels == 1).double().mean().item()
+    found = [row["loss"] for row in step.learner.record["curves"] if row["split"] == "validation" and row["loss"]]
+    assert sum(found) / len(found) == pytest.approx(1 + 100 * share, rel=0.02)
+
+
 def test_a_class_conditional_run_is_made_and_read(tmp_path):
     run = tiny("generative_distillation", condition="class", tasks=2)
     assert make_run(run, tmp_path / run.name, device="cpu")

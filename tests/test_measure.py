@@ -16,7 +16,7 @@ from cldiff.diffusion import Diffusion
 from cldiff.learner import Learner
 from cldiff.measure import SHOWN, Measurer, mosaic
 from cldiff.methods.replay import buffer
-from cldiff.metrics import AgainstKept, metrics_of
+from cldiff.metrics import METRICS, AgainstKept, metrics_of
 from cldiff.report.plots import load_samples
 from cldiff.results import COLUMNS, CURVES, FILES, WEIGHTS, ResultError, load_bootstrap, load_curves, load_scores
 from cldiff.tasks import DATASETS, Dataset, Split, load_tasks, to_model, to_uint8
@@ -133,6 +133,38 @@ def test_each_point_has_the_same_images_of_task_1_and_the_same_noise_under_the_a
         calls.clear()
         learner.next_task()
     assert noise[0] == noise[1]
+
+
+def test_losses_of_a_point_are_at_the_timesteps_that_they_name_and_its_bound_has_its_terms(three):
+    run = tiny(steps=1, learning_rate=2e-2)
+    measure = Measurer(run, three[:2])
+    for step in train(run, three[:2]):
+        measure(step)
+    learner, x0 = step.learner, to_model(three[0].validation.images[:8])
+    rows = pd.DataFrame(learner.record["curves"])
+    rows = rows[(rows.step == 2) & (rows.split == "validation")]
+    generator = learner.generator("losses validation", task=0, step=0)
+    noise = torch.randn(8 * len(run.curve_timesteps), 1, 8, 8, generator=generator).split(8)
+    losses = rows[rows.timestep.notna()]
+    assert losses.timestep.tolist() == list(run.curve_timesteps)
+    for t, loss, n in zip(losses.timestep, losses.loss, noise):
+        t = torch.full((8,), int(t))
+        guess = learner.ema(learner.diffusion.noised(x0, t, n), t, 0 * t)
+        assert loss == pytest.approx((guess - n).square().mean().item(), rel=1e-4)
+    generator = learner.generator("bound", task=0, step=0)
+    bits, _, _ = learner.diffusion.bits_per_dim(learner.model(0), x0, generator=generator, terms=run.bound_terms)
+    assert rows.bpd.dropna().item() == pytest.approx(bits.mean().item(), rel=1e-6)
+
+
+def test_copies_are_looked_for_among_the_kept_images_of_the_evaluated_task(three, monkeypatch):
+    asked = []
+    monkeypatch.setitem(METRICS, "copied", AgainstKept("", 3, lambda samples, kept: asked.append(kept) or 0.0))
+    run = tiny(steps=1)
+    measure = Measurer(run, three[:2])
+    for step in train(run, three[:2]):
+        measure(step)
+    wanted = [buffer(step.learner, task).images for task in (0, 0, 1)]
+    assert len(asked) == 3 and all(map(torch.equal, asked, wanted))
 
 
 # Scores
@@ -264,7 +296,9 @@ def test_sixteen_samples_the_fewest_are_enough_for_every_metric(finished, three)
         inner = lambda z: ((z @ z.T / 84 + 1) ** 3).fill_diagonal_(0).sum() / (len(z) * (len(z) - 1))  # noqa: E731
         return (inner(x) + inner(y) - 2 * ((x @ y.T / 84 + 1) ** 3).mean()).item()
 
-    subsets = [squared_distance(drawn, real[torch.randperm(len(real))[:16]]) for _ in range(200)]
+    again = torch.Generator().manual_seed(0)
+    picks = [torch.randperm(len(real), generator=again)[:16] for _ in range(200)]
+    subsets = [squared_distance(drawn, real[pick]) for pick in picks]
     assert abs(found["kid"] - squared_distance(drawn, real)) < 4 * np.std(subsets) / 20**0.5
     assert all(0 <= found[name] <= 1 and (found[name] * 16) % 1 == 0 for name in ("precision", "recall"))
 
@@ -328,7 +362,8 @@ def test_curves_are_read_back(finished):
 def test_the_weights_are_those_of_the_average_in_half_precision(finished):
     net, state = load_unet(finished.folder / WEIGHTS), finished.learner.ema.state_dict()
     assert all(torch.equal(value, state[name].half().float()) for name, value in net.state_dict().items())
-    x, t, task = torch.randn(4, 1, 8, 8), torch.tensor([0, 10, 500, 999]), torch.tensor([0, 1, 2, 0])
+    x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    t, task = torch.tensor([0, 10, 500, 999]), torch.tensor([0, 1, 2, 0])
     torch.testing.assert_close(net(x, t, task), finished.learner.ema(x, t, task), atol=2e-3, rtol=2e-3)
     assert not net.training and not any(p.requires_grad for p in net.parameters())
 

@@ -251,6 +251,18 @@ def test_a_collapsed_model_is_precise_and_recalls_little_and_noise_the_reverse()
     assert good["precision"] > 0.5 and good["recall"] > 0.5
 
 
+def test_precision_and_recall_go_by_their_names():
+    drawn, real = metrics.Drawn(clouds(200, 1, spread=0.05), None, None, None), metrics.Real(clouds(300, 0))
+    precision, recall = (metrics.METRICS[name].value(drawn, real) for name in ("precision", "recall"))
+    assert precision > 0.95 and recall < 0.05
+
+
+def test_precision_takes_real_images_from_everywhere_in_the_file():
+    """Which may be sorted by class: here the samples lie in its second half."""
+    real = torch.cat([clouds(200, 0), clouds(200, 1) + 50])
+    assert metrics.precision_recall(clouds(200, 2) + 50, real)[0] > 0.5
+
+
 def test_fid_of_gaussians_is_the_closed_form_within_sampling_error():
     scale = torch.linspace(0.5, 2, 8)
     found = metrics.fid(clouds(20_000, 0) * scale + 1, clouds(20_000, 1))
@@ -399,6 +411,35 @@ def test_image_noise_widens_the_interval_and_pairs_up():
     d = stats.paired_difference(one, other)
     assert (d.mean, d.low, d.high) == pytest.approx((1, 1 - 1.96 * 2**0.5, 1 + 1.96 * 2**0.5), abs=0.15)
     assert not d.beyond_noise
+
+
+def test_each_seed_has_its_own_image_noise_around_its_own_bias():
+    """Standard deviations 0, 2, 2, 2: that of the mean of four picked ones is the root of 3 / 4."""
+    noise = np.random.default_rng(3).normal(size=(4, 4000)) * [[0], [2], [2], [2]] + [[0], [20], [-40], [60]]
+    d = stats.paired_difference(np.hstack([np.ones((4, 1)), 1 + noise]), np.zeros((4, 4001)))
+    assert (d.low, d.high) == pytest.approx((1 - 1.96 * 0.75**0.5, 1 + 1.96 * 0.75**0.5), abs=0.15)
+
+
+def test_noise_of_the_same_images_does_not_shrink_with_the_number_of_seeds():
+    """BPD is that of the same test images under every seed; a FID's samples are each seed's own."""
+    random = np.random.default_rng(1)
+    other = np.zeros((9, 2001))
+    alike = np.hstack([np.ones((9, 1)), 1 + np.tile(random.normal(size=2000), (9, 1))])
+    d = stats.paired_difference(alike, other, same_images=True)
+    assert (d.low, d.high) == pytest.approx((1 - 1.96, 1 + 1.96), abs=0.15)
+    own = np.hstack([np.ones((9, 1)), 1 + random.normal(size=(9, 2000))])
+    d = stats.paired_difference(own, other)
+    assert (d.low, d.high) == pytest.approx((1 - 1.96 / 3, 1 + 1.96 / 3), abs=0.05)
+
+
+@pytest.mark.parametrize("metric, wide", [("bpd", True), ("fid", False)])
+def test_a_comparison_knows_whose_images_are_the_same(metric, wide):
+    columns = {"label": ["A"] * 9 + ["B"] * 9, "metric": metric, "seed": [*range(9)] * 2, "average": 1.0}
+    summary = pd.DataFrame(columns)
+    noise = {"A": 1, "B": 0}
+    replicates = pd.concat(summary.assign(replicate=k, average=1 + summary.label.map(noise) * k) for k in (-1, 1))
+    d = stats.compare(summary, replicates, "A", "B", metric, "average")
+    assert ((d.low, d.high) == (-1, 1)) == wide
 
 
 def test_an_interval_covers_the_truth_as_often_as_it_says():

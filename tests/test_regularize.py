@@ -104,6 +104,23 @@ def test_mas_on_a_line_is_the_one_by_hand(three):
 
 
 @pytest.mark.parametrize("method", ("ewc", "mas"))
+def test_importances_are_asked_under_each_images_own_id(method, three):
+    """Under those of both classes of the task, where IDs are classes'."""
+
+    class Offsets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b = nn.Parameter(torch.arange(6) + 1.0)
+
+        def forward(self, x, t, task):
+            return self.b[task].view(-1, 1, 1, 1) + 0 * x
+
+    learner = begun(method, three, Offsets(), condition="class")
+    learner.next_task()
+    assert (learner.method.state["importance"] > 0).tolist() == [True] * 2 + [False] * 4
+
+
+@pytest.mark.parametrize("method", ("ewc", "mas"))
 def test_importances_are_those_of_single_images_and_add_up_over_tasks_with_decay(method, three):
     learner = begun(method, three, options={**OPTIONS, "decay": 0.3}, dropout=0.5)
     expected = 0

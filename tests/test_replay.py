@@ -212,6 +212,7 @@ def test_a_tenth_of_the_buffer_is_kept_apart(three):
         assert kept[0] | kept[1] == set(pixels(plain["images"][plain["task"] == task]))
     assert at_task(tiny("self_tuned", buffer=5), three, 2).method.state["unseen task"].tolist() == [0, 1]
     single = at_task(tiny("self_tuned", buffer=1), three, 1)
+    assert len(single.method.state["images"]) == 1  # plain replay of that image
     assert len(single.method.state["unseen"]) == 1 == single.method.held(single)["images"]  # it is both
 
 

@@ -18,7 +18,7 @@ from cldiff.profiles import FIGURES
 from cldiff.report.plots import ORDER
 from cldiff.results import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result, save_result
 from cldiff.rows import STUDY, Row
-from cldiff.stats import best_weights
+from cldiff.stats import best_weights, sweep_table
 from cldiff.study import PROFILES, planned, row_run, runs
 from cldiff.unet import UNet
 
@@ -150,7 +150,7 @@ def test_a_later_parameter_counts_in_the_name_off_its_default_only():
     assert len({run.name, dataclasses.replace(run, compiled=True).name, dataclasses.replace(run, patch=2).name}) == 3
 
 
-def test_methods_share_the_first_task_but_nothing_else_does():
+def test_methods_share_the_first_task_and_runs_of_other_parameters_do_not():
     a, b, c, d, e = SMOKE
     assert len({run.first_task_name for run in SMOKE}) == 1
     for other in ({"seed": 1}, {"buffer": 21}, {"steps": 8}, {"dropout": 0.2}):
@@ -259,7 +259,7 @@ def test_writers_with_the_same_process_id_do_not_meet(tmp_path):
     assert path.read_text() == "one" and [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
-def finish(results: Path, run: Run, lenet: str = "y") -> Path:
+def finish(results: Path, run: Run, lenet: str = "y", data: str = "x") -> Path:
     score = {
         "after_task": 1,
         "eval_task": 1,
@@ -279,7 +279,7 @@ def finish(results: Path, run: Run, lenet: str = "y") -> Path:
         net.arguments,
         {"scores.csv": [score], "curves.csv": [curve], "bootstrap.csv": [replicate]},
         Image.new("L", (80, 8)),
-        {"seconds": {"train": 1.0}, "sha256": {"data": "x", "lenet": lenet}},
+        {"seconds": {"train": 1.0}, "sha256": {"data": data, "lenet": lenet}},
     )
     return results / run.name
 
@@ -323,7 +323,7 @@ def test_finished_run_is_never_overwritten(tmp_path):
         ),
     ],
 )
-def test_damaged_result_is_named(tmp_path, damage):
+def test_the_folder_of_a_damaged_result_is_named(tmp_path, damage):
     folder = finish(tmp_path, SMOKE[0])
     damage(folder)
     with pytest.raises(ResultError) as error:
@@ -355,10 +355,11 @@ def test_compiled_runs_are_not_mixed_with_those_from_before_there_were_any(tmp_p
         load_scores(tmp_path)
 
 
-def test_results_of_different_extractors_are_not_mixed(tmp_path):
+@pytest.mark.parametrize("what", ("lenet", "data"))
+def test_results_of_different_extractors_or_data_are_not_mixed(what, tmp_path):
     finish(tmp_path, SMOKE[0])
-    finish(tmp_path, SMOKE[1], lenet="z")
-    with pytest.raises(ResultError, match="SHA-256 of lenet"):
+    finish(tmp_path, SMOKE[1], **{what: "z"})
+    with pytest.raises(ResultError, match=f"SHA-256 of {what}"):
         load_scores(tmp_path)
 
 
@@ -466,6 +467,14 @@ def test_the_rule_of_a_sweep_is_the_lowest_fid_on_validation_images_and_of_equal
     (tmp_path / "chosen.json").write_text('{"other": {"mnist": {"l2": 5.0}}}')
     study.keep_chosen("small-sweep", "mnist", found)
     assert study.chosen("small-sweep", "mnist", "l2") == 0.1 and study.chosen("other", "mnist", "l2") == 5.0
+
+
+def test_a_sweep_is_judged_by_means_over_seeds_and_shows_kid_beside_fid():
+    seeds = (sweep({("l2", 0.1): a, ("l2", 1.0): b}).assign(seed=seed) for seed, a, b in ((0, 1.0, 4.0), (1, 9.0, 4.0)))
+    scores = pd.concat(seeds)
+    assert best_weights(scores) == {"l2": 1.0}
+    scores.loc[scores.metric == "kid", "value"] = 0.5
+    assert set(sweep_table(scores)["average KID"]) == {0.5}
 
 
 def test_the_label_of_a_row_whose_weight_a_sweep_chose_is_asked_of_its_profile():

@@ -1,14 +1,18 @@
 """The table of what becomes of task 1, from numbers that are easy to divide; that of the methods; their colours."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from cldiff import load_bootstrap, load_scores
+from cldiff.metrics import AgainstReal, OfImages, metrics_of
 from cldiff.report.plots import OWN, colours
-from cldiff.report.tables import mean_and_error, results_table, samples_note, save_table, task1_table
+from cldiff.report.tables import mean_and_error, orders_by_metric, results_table, samples_note, save_table, task1_table
 from cldiff.rows import STUDY
 from cldiff.study import labels_of, runs
 
+SMALL = Path(__file__).parents[1] / "results" / "small"
 RUN = {"steps": 10, "early": 5, "late": 7, "buffer": 20, "curve_images": 100}
 
 
@@ -78,11 +82,30 @@ def test_copies_are_shown_where_every_run_has_them():
 
 def test_only_averages_are_bold_and_beside_them_stands_what_was_learned():
     """The study's rows on MNIST: replay forgets least, L2 learns least."""
-    table, _ = results_table(*(load("results/small", "mnist", STUDY) for load in (load_scores, load_bootstrap)))
+    table, _ = results_table(*(load(SMALL, "mnist", STUDY) for load in (load_scores, load_bootstrap)))
     bold = [name for name in table if table[name].str.contains("*", regex=False).any()]
     assert bold == [name for name in table if name.startswith("avg ")]
     learned = table.set_index("")["FID when learned ↓"]
     assert learned.iloc[:-1].map(lambda cell: float(cell.split(" ")[0])).idxmax() == "L2"
+
+
+def test_metrics_are_grouped_by_the_order_that_they_put_the_methods_in():
+    """B is better in what counts upwards and in KID, A in the rest; of two seeds the means decide."""
+    better = {"precision": (0.1, 0.9), "recall": (0.1, 0.9), "kid": (5.0, 2.0)}
+    kinds = {**metrics_of(AgainstReal), **metrics_of(OfImages)}
+    scores = pd.DataFrame(
+        {"run": f"{label}{seed}", "label": label, "metric": name, "split": split, "extractor": "lenet"}
+        | {"after_task": 1, "eval_task": 1, "value": better.get(name, (1.0, 2.0))[label == "B"] + 5 * seed}
+        for name, m in kinds.items()
+        for split in {m.split, "test"}
+        for label in "BA"
+        for seed in (0, 1)
+    )
+    found = orders_by_metric(scores)
+    assert found[("B", "A")] == ["KID", "precision", "recall"]
+    assert found[("A", "B")][:3] == ["FID (train)", "FID (test)", "BPD"] and len(found) == 2
+    scores.loc[(scores.run == "A1") & (scores.split == "test") & (scores.metric == "fid"), "value"] += 9
+    assert orders_by_metric(scores)[("B", "A")][0] == "FID (test)"
 
 
 def test_a_method_has_one_colour_in_every_company_and_no_two_have_the_same():

@@ -6,6 +6,7 @@ import shutil
 import time
 from pathlib import Path
 from shutil import which
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,6 +100,36 @@ def test_each_task_step_and_purpose_draws_anew(three):
     learner.next_task()
     draw()
     assert len({str(numbers) for numbers in drawn}) == len(drawn) == 27
+
+
+def test_a_batch_is_of_every_image_and_timestep_each_with_noise_of_its_own(three):
+    batch = Learner(tiny(batch=20_000), three).draw(three[0].train.images[:3], 0, "current")
+    assert set(batch.t.tolist()) == set(range(1000)) and torch.bincount(batch.t).max() < 50
+    assert len(batch.x0.flatten(1).unique(dim=0)) == 3
+    assert len(batch.noise[:, 0, 0, 0].unique()) > 19_000
+
+
+def test_samples_beyond_what_is_drawn_at_a_time_are_new_ones(three):
+    samples = Learner(tiny(), three).sample(0, 1_003, 1, 0.0, "samples")
+    assert len(samples.flatten(1).unique(dim=0)) == 1_003
+
+
+def test_the_first_step_of_adam_is_as_long_as_the_learning_rate(three):
+    learner = Learner(tiny(learning_rate=1e-3), three)
+    start = copied(learner.net)
+    learner.update()
+    longest = max((p - start[name]).abs().max().item() for name, p in learner.net.named_parameters())
+    assert longest == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_dropout_is_the_same_for_every_loss_of_a_step_and_another_in_the_next(three):
+    learner = Learner(tiny(dropout=0.5), three)
+    learner.update()
+    learner.update()
+    batch = learner.draw(learner.images[0], 0, "current")
+    one, again = learner.loss(batch), learner.loss(batch)
+    learner.step += 1
+    assert torch.equal(one, again) and not torch.equal(one, learner.loss(batch))
 
 
 def test_dropout_acts_in_training_alone(three):
@@ -592,3 +623,30 @@ def test_deterministic_switches_torch_to_algorithms_that_repeat(three, monkeypat
     for deterministic in (False, True):
         next(train(tiny(deterministic=deterministic), three))
         assert switched == [True] * deterministic
+
+
+def test_seconds_are_those_of_steps_alone_and_checkpoints_are_so_many_apart(three, monkeypatch, tmp_path):
+    clock, update, save, saved = SimpleNamespace(now=0.0), Learner.update, Learner.save, []
+
+    def slow(learner):
+        clock.now += 10
+        return update(learner)
+
+    def kept(learner, path):
+        saved.append(learner.task * 10 + learner.step)
+        save(learner, path)
+
+    monkeypatch.setattr(Learner, "update", slow)
+    monkeypatch.setattr(Learner, "save", kept)
+    monkeypatch.setattr(
+        "cldiff.train.time", SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
+    )
+    run = tiny("replay", steps=10)
+    for step in train(run, three[:2], tmp_path / "run", checkpoint_seconds=25):
+        clock.now += 1  # of measuring
+        if step.total == 15:
+            break
+    assert saved == [3, 6, 9, 10, 13]
+    for step in train(run, three[:2], tmp_path / "run", checkpoint_seconds=25):
+        pass
+    assert step.total == 20 and step.learner.seconds["train"] == 200  # those before the break included

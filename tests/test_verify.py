@@ -88,6 +88,18 @@ def test_an_invented_score_with_the_right_hash_is_found(copy):
         verify(copy)
 
 
+@pytest.mark.parametrize("metric, value, split", [("accuracy", 1.0, None), ("fid", 0.5, "test"), ("fid", 9e3, "test")])
+def test_the_command_finds_what_is_too_good_and_too_bad(metric, value, split, copy, monkeypatch):
+    scores = pd.read_csv(copy / "scores.csv")
+    rows = scores[(scores.metric == metric) & (scores.after_task == 5)]
+    of = int(rows.set_index("eval_task").value.idxmin()) if metric == "accuracy" else 2
+    where = {"split": split} if split else {}
+    forge(copy, value, metric=metric, after_task=5, eval_task=of, extractor="lenet", **where)
+    monkeypatch.setattr(sys, "argv", ["cldiff", "verify", str(copy.parent)])
+    with pytest.raises(SystemExit, match="standard errors, more than"):
+        main()
+
+
 def test_a_blank_score_is_named(copy):
     forge(copy, float("nan"), metric="accuracy", after_task=5, eval_task=3, extractor="lenet")
     with pytest.raises(

@@ -6,7 +6,7 @@ import pandas as pd
 from scipy.stats import permutation_test, spearmanr
 
 from ..contrasts import outcomes
-from ..findings import FINETUNING
+from ..evidence import FINETUNING
 from ..methods import METHODS
 from ..results import load_results
 from ..run import Run

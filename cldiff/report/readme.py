@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import Problem
-from ..findings import FINETUNING, GENERATIVE, LIGHT, REPLAY
+from ..evidence import FINETUNING, GENERATIVE, LIGHT, REPLAY
 from ..methods import METHODS
 from ..results import load_scores
 from ..rows import STUDY
@@ -121,8 +121,8 @@ def verdicts() -> str:
         f"The study trains {Run.steps:,} steps a task, in larger batches. Each finding is split into "
         "conditions (linked). All met: *holds*; else the decisive ones count (all, if none is marked): one met: *in "
         "part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks little more "
-        f"than that all seeds agree (by chance {chance}; one seed: noise over images alone). On the digits t = "
-        f"{late} stands for t = {Run.late}."
+        f"than that all seeds agree (by chance {chance}; one seed: averages against image noise, all else untested). "
+        f"On the digits t = {late} stands for t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.
     rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[1].items() if number]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import write_atomically
-from ..metrics import METRICS, REPLICATES
-from ..stats import DRAWS, HEADLINES, compare, ranking, summarise, summarise_replicates
+from ..metrics import METRICS, REPLICATES, AgainstReal, OfImages
+from ..stats import DRAWS, HEADLINES, average, compare, ranking, result_matrix, summarise, summarise_replicates
 from ..tasks import DATASETS
 from .plots import present
 
@@ -188,6 +188,23 @@ def task1_table(scores: pd.DataFrame, curves: pd.DataFrame, run: dict) -> tuple[
         f"{run['curve_images']:,} of each, divided by those right after task 1."
     )
     return table, note
+
+
+def orders_by_metric(scores: pd.DataFrame) -> dict[tuple[str, ...], list[str]]:
+    """The orders of the methods by their means after the last task, the best first, with the metrics that give them."""
+    found = {}
+    for name, m in METRICS.items():
+        for split in (
+            ("train", "test") if name == "fid" else (m.split,) if isinstance(m, (AgainstReal, OfImages)) else ()
+        ):
+            means = {
+                label: sum(average(result_matrix(run, name, split)) for _, run in of.groupby("run")) / of.run.nunique()
+                for label, of in scores.groupby("label", sort=False)
+            }
+            title, _, how = (f"{m.title}, {split}" if name == "fid" else m.title).partition(", ")
+            order = tuple(sorted(means, key=means.get, reverse=m.higher))
+            found.setdefault(order, []).append(f"{title} ({how})" if how else title)
+    return found
 
 
 def differences_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
