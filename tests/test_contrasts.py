@@ -11,7 +11,6 @@ from cldiff import load_curves
 from cldiff.contrasts import Contrast, best, compared, holm, outcomes, outcomes_by
 from cldiff.report.tables import contrasts_table
 
-
 ORDERS = Path(__file__).parents[1] / "results" / "orders"
 
 

@@ -182,22 +182,17 @@ def two_losses(learner):
     )
 
 
-def cosine(one: torch.Tensor, other: torch.Tensor) -> float:
-    return (one @ other / one.norm() / other.norm()).item()
-
-
 def at_odds(tasks) -> Learner:
     """Near an optimum of the sum of the losses of the coming step: their gradients point against each other."""
     learner = at_task(tiny("agem", dropout=0.0, clip=1e9), tasks, 2)
-    adam = torch.optim.Adam(learner.net.parameters(), lr=1e-2)
     own, past = two_losses(learner)
-    for step in range(1000):
-        if step % 20 == 0 and cosine(*(gradient(loss, learner.net) for loss in (own, past))) < -0.3:
-            return learner
-        adam.zero_grad()
-        (own() + past()).backward()
-        adam.step()
-    pytest.fail("no step at which the gradients are at odds")
+    for kind, steps in ((torch.optim.Adam, 60), (torch.optim.SGD, 40)):  # which settles where Adam jumps about
+        optimizer = kind(learner.net.parameters(), lr=1e-2)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (own() + past()).backward()
+            optimizer.step()
+    return learner
 
 
 def gradient(loss, net) -> torch.Tensor:
@@ -213,6 +208,7 @@ def test_agem_takes_the_part_against_the_buffers_out_of_the_gradient(odds):
     learner = copy.deepcopy(odds)
     own, past = (gradient(loss, learner.net) for loss in two_losses(learner))
     dot = (own @ past).item()
+    assert dot < -0.5 * own.norm().item() * past.norm().item()
     expected = own - dot / (past @ past).item() * past
     learner.update()
     found = flat(p.grad for p in learner.net.parameters())
