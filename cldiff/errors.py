@@ -1,12 +1,15 @@
 """What can go wrong and be mended by the user, said in one line; and where progress is said."""
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .lazy import torch
+
+NO_MEMORY = re.compile("out of memory|allocate memory")  # in torch's words
 
 
 class Problem(RuntimeError):
@@ -16,10 +19,12 @@ class Problem(RuntimeError):
 @contextmanager
 def located_errors() -> Iterator[None]:
     """Raises Problem, which says where it was, for a mistake in the code of a method or metric that a command, which
-    knows no more of an error than its words, would take for a wrong parameter."""
+    knows no more of an error than its words, would take for a wrong parameter, or show with all of its traceback."""
     try:
         yield
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
+        if isinstance(error, Problem) or type(error).__module__.startswith("torch") or NO_MEMORY.search(str(error)):
+            raise  # it has its words, or gets them where the parameters are known
         frames = traceback.extract_tb(error.__traceback__)
         others = os.path.dirname(torch.__file__) + os.sep
         own = ([frame for frame in frames if not frame.filename.startswith(others)] or frames)[-1]

@@ -155,6 +155,8 @@ class Learner:
     def update(self) -> Tensor:
         """One step of training; returns its loss."""
         batch = self.method.batch(self, self.draw(self.images[self.task], self.ids.train[self.task], "current"))
+        if self.step == 0:
+            batch.check(self.images[0].shape[1:], self.run.timesteps)
         self.optimizer.zero_grad()  # before the forward pass: their memory is free for it
         loss = self.loss(batch)
         penalty = self.method.penalty(self)

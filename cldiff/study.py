@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .files import write_atomically
-from .methods import METHODS
+from .methods import METHODS, Method
 from .profiles import PROFILES, Profile
 from .rows import Row
 from .run import Run
@@ -14,8 +14,20 @@ from .run import Run
 CHOSEN = Path(__file__).parent / "chosen.json"
 
 
+def method_of(row: Row) -> type[Method]:
+    """Raises ValueError for a name that is not registered."""
+    if row.method not in METHODS:
+        raise ValueError(
+            f"unknown method {row.method!r} in a row; known: {', '.join(METHODS)}; a file of your own needs its import "
+            "and its name in cldiff/methods/__init__.py"
+        )
+    return METHODS[row.method]
+
+
 def row_run(row: Row, **settings) -> Run:
-    """The run of a row: its label names the row everywhere."""
+    """The run of a row: its label names the row everywhere. Raises ValueError for a parameter that no run has."""
+    if unknown := [name for name in row.settings if name not in Run.names()]:
+        raise ValueError(f"unknown parameter {unknown[0]!r} in a row's settings; known: {', '.join(Run.names())}")
     return Run(method=row.method, weight=row.weight, options=row.options, **{**settings, **row.settings})
 
 
@@ -25,7 +37,7 @@ def labels_of(rows: Sequence[Row]) -> list[str]:
     if left := [
         row.method
         for row in rows
-        if row.weight is None and METHODS[row.method].weight is not None and not METHODS[row.method].tuned
+        if row.weight is None and method_of(row).weight is not None and not method_of(row).tuned
     ]:
         raise ValueError(
             f"the label of {left[0]} has the weight that a sweep chose: take labels of `study.runs(profile)`"
@@ -80,7 +92,7 @@ def runs(profile: str, seeds: int = 1, only: str = "") -> list[Run]:
             for row in p.rows:
                 if not (start := f"{dataset}-{row.method}-").startswith(only) and not only.startswith(start):
                     continue  # it may lack its weight, and need not have it
-                if row.weight is None and p.sweep and METHODS[row.method].weight is not None:
+                if method_of(row).weight is not None and row.weight is None and p.sweep:
                     row = row._replace(weight=chosen(p.sweep, dataset, row.method))
                 found.append(row_run(row, dataset=dataset, seed=seed, **{**p.settings, **own}))
     return [run for run in dict.fromkeys(found) if run.name.startswith(only)]  # a chosen weight may be the study's

@@ -86,11 +86,21 @@ def _splits(dataset: str, root: Path) -> list[Split]:
             for splits in zip(*(_splits(part, root) for part in known.parts))
         ]
     train, test = known.load(root, known.sha256)
-    if train.images.shape[1] != known.colours or int(train.labels.max()) + 1 != known.classes:
-        raise DataError(
-            f"{known.title} has {train.images.shape[1]} colours and {int(train.labels.max()) + 1} classes, "
-            f"expected {known.colours} and {known.classes}: mend its entry in DATASETS"
-        )
+    for name, split in (("training", train), ("test", test)):
+        images, labels = split.images, split.labels
+        kinds = f"{images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
+        alike = images.shape[1:] == train.images.shape[1:] and labels.shape == images.shape[:1]
+        if not alike or images.ndim != 4 or images.dtype != torch.uint8 or labels.dtype != torch.int64:
+            raise DataError(
+                f"{known.title}: its {name} images are {kinds}; expected uint8 (N, colours, height, width), as large "
+                "in both splits, and int64 (N,): mend its loader"
+            )
+        if images.shape[1] != known.colours or labels.unique().tolist() != list(range(known.classes)):
+            raise DataError(
+                f"{known.title} has {images.shape[1]} colours and {len(labels.unique())} classes up to {labels.max()} "
+                f"in its {name} images, expected {known.colours} and all of 0 .. {known.classes - 1}: mend its entry "
+                "in DATASETS"
+            )
     return [*cut(train, one_in=10), test]
 
 

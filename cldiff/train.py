@@ -1,7 +1,6 @@
 """Training: the loop over tasks and steps, as a generator that keeps checkpoints."""
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ import torch
 from filelock import AcquireReturnProxy, Timeout
 from torch import Tensor
 
-from .errors import Problem, located_errors
+from .errors import NO_MEMORY, Problem, located_errors
 from .files import locked
 from .learner import Learner, TrainingError, before
 from .run import Run
@@ -28,7 +27,7 @@ def one_line_errors(run: Run, device: str | torch.device) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if re.search("out of memory|allocate memory", str(error)):
+        if NO_MEMORY.search(str(error)):
             raise TrainingError(
                 f"out of memory on {device}: fewer JOBS, or lower batch={run.batch}, channels={run.channels}"
             ) from None
@@ -174,7 +173,7 @@ def _steps(learner: Learner, path: Path | None, checkpoint_seconds: float) -> It
     while learner.step < learner.run.steps:
         with _counted(learner):
             loss = learner.update()
-            if learner.step % CHECK_EVERY == 0 or learner.step == learner.run.steps:
+            if learner.step % CHECK_EVERY == 0 or learner.step in (1, learner.run.steps):
                 learner.check(loss)
         if learner.task == 0 and learner.method.state and learner.method.shares_first_task:
             raise TrainingError(

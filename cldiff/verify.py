@@ -52,7 +52,10 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
         by_n = of_task[of_task.metric == "fid_by_n"].set_index("n").value
         in_tables = of_task[of_task.metric == "fid"].set_index("split").value
         if in_tables["train"] != by_n[run.samples]:
-            raise ResultError(f"{folder}: two values of the FID of task {task.index + 1} in scores.csv")
+            raise ResultError(
+                f"{folder}: two values of the FID of task {task.index + 1} in scores.csv, {in_tables['train']:g} and, "
+                f"by number of samples, {by_n[run.samples]:g}: it was edited"
+            )
         compared = {
             "fid": ("train", by_n[n]),
             **({"fid, test": ("test", in_tables["test"])} if n == run.samples else {}),
@@ -94,6 +97,8 @@ def verify_all(results: Path, data: str | Path = "data", only: str = "") -> None
     """Verifies every run with published weights, or those whose name starts with `only`, and prints what was found.
     Raises Problem if there is none, or if a difference is beyond LIMIT."""
     folders = sorted(path.parent for path in results.glob(f"*/{WEIGHTS}") if path.parent.name.startswith(only))
+    if not results.is_dir():
+        raise Problem(f"{results}: no such folder; expected one of results, for example results/small")
     if not folders:
         those = f"whose name starts with {only!r}" if only else f"of {results}"
         raise Problem(f"no {WEIGHTS} in the folders {those}: expected results with published weights")
@@ -101,9 +106,12 @@ def verify_all(results: Path, data: str | Path = "data", only: str = "") -> None
     for folder in folders:
         table = verify(folder, data)
         print(f"{folder.name}\n{table.round(3).to_string(index=False)}\n", flush=True)
-        largest = max(largest, table.z.abs().max())
+        # Tasks are drawn apart: what is a little too good in each of them adds up.
+        sums = table.groupby("metric").z.agg(lambda z: z.sum() / len(z) ** 0.5)
+        largest = max(largest, table.z.abs().max(), sums.abs().max())
     if not largest <= LIMIT:
         raise Problem(
-            f"fresh samples differ from the published scores by {largest:.1f} standard errors, more than {LIMIT}"
+            f"fresh samples differ from the published scores by {largest:.1f} standard errors, more than {LIMIT}, in "
+            "one task or over all"
         )
-    print(f"every difference is at most {largest:.1f} standard errors ({LIMIT} are allowed)")
+    print(f"every difference, of a task and over all, is at most {largest:.1f} standard errors ({LIMIT} are allowed)")

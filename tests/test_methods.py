@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import inspect
+import math
 import re
 import subprocess
 import sys
@@ -463,7 +464,7 @@ def test_a_method_that_acts_in_the_first_task_has_one_of_its_own_and_continues_b
     assert last.learner.method.state["steps"] == 2 * 6 and last.learner.method.other > 0
 
 
-@pytest.mark.parametrize("mistake", [TypeError, ValueError, KeyError])
+@pytest.mark.parametrize("mistake", [TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError])
 @pytest.mark.parametrize("hook", ["build", "batch", "held"])
 def test_a_mistake_in_a_hook_says_where_it_is_in_one_line(monkeypatch, three, mistake, hook, tmp_path):
     class Mistaken(Method):
@@ -479,6 +480,39 @@ def test_a_mistake_in_a_hook_says_where_it_is_in_one_line(monkeypatch, three, mi
         for step in train(run, three):
             measure(step)
         measure.save(tmp_path / run.name, step.learner)
+
+
+def spoilt(batch: Batch, **changes) -> Batch:
+    return dataclasses.replace(batch, **{name: change(getattr(batch, name)) for name, change in changes.items()})
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"share": lambda v: v[:, None]}, r"share is torch.float32 \(16, 1\), expected floats \(16,\)"),
+        ({"share": lambda v: v * math.nan}, "share, noise or target has numbers that are not finite"),
+        ({"target": lambda v: v[:1]}, r"target is .*\(1, 1, 8, 8\), expected floats \(16, 1, 8, 8\)"),
+        ({"target": lambda v: v.clone().requires_grad_()}, r"target has a gradient, .*torch.no_grad\(\)"),
+        ({"x0": lambda v: (v + 1) * 127.5}, r"x0 reaches 25\d.*, expected \[-1, 1\]: to_model\(\) makes it so"),
+        ({"x0": lambda v: to_uint8(v)}, "x0 is torch.uint8 .*, expected floats .*"),
+        ({"t": lambda v: v - 1000}, r"t is -\d+ .. -\d+, expected 0 .. 999"),
+        ({"t": lambda v: v.float()}, r"t is torch.float32 \(16,\), expected int64 \(16,\)"),
+        ({"task": lambda v: v[:, None]}, r"task is torch.int64 \(16, 1\), expected int64 \(16,\)"),
+    ],
+)
+def test_a_batch_that_would_train_wrongly_without_a_word_is_an_error_in_the_first_step_of_a_task(
+    changes, words, monkeypatch, three
+):
+    class Spoiling(Method):
+        label = "Spoiling"
+
+        def batch(self, learner, current):
+            return spoilt(current, **changes) if learner.task else current
+
+    steps = train(with_method(monkeypatch, Spoiling, batch=16, steps=2), three)
+    next(steps), next(steps)
+    with pytest.raises(Problem, match=f"^batch: {words}$"):
+        next(steps)
 
 
 def test_a_mistake_in_a_metric_says_where_it_is_in_one_line(monkeypatch, three):

@@ -427,6 +427,21 @@ def test_a_row_without_weight_and_trials_says_what_to_give_it():
         study.chosen("digits-sweep", "digits", "agem")
 
 
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        (Row("repaly", 1.0), "^unknown method 'repaly' in a row; known: finetune, .*cldiff/methods/__init__.py$"),
+        (Row("replay", 1.0, {}, {"bufer": 5}), "^unknown parameter 'bufer' in a row's settings; known: dataset, "),
+        (Row("replay", 1.0, {"bufer": 5}), "^unknown option 'bufer' of replay; known: "),
+    ],
+)
+def test_a_misspelt_row_says_so_and_what_is_known(row, words, monkeypatch):
+    profile = dataclasses.replace(PROFILES["benchmark-digits"], rows=(row,))
+    monkeypatch.setitem(PROFILES, "benchmark-digits", profile)
+    with pytest.raises(ValueError, match=words):
+        runs("benchmark-digits")
+
+
 def test_a_weight_that_no_sweep_chose_is_an_error_where_it_is_needed(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     (tmp_path / "chosen.json").write_text("{}")

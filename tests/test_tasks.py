@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from cldiff import files, loaders, tasks
-from cldiff.tasks import DATASETS, ORDERS, DataError, load_tasks, sequence, to_model, to_uint8
+from cldiff.loaders import Split
+from cldiff.tasks import DATASETS, ORDERS, DataError, Dataset, load_tasks, sequence, to_model, to_uint8
 
 DATA = Path(__file__).parents[1] / "data"
 SPLITS = ("train", "validation", "test")
@@ -371,3 +372,34 @@ def test_archive_cut_short_is_named(tmp_path, offline):
         file.truncate(archive.stat().st_size - 100)
     with pytest.raises(DataError, match=re.escape(f"{raw / name} is damaged")):
         load_tasks("mnist", tmp_path)
+
+
+def splits(change=lambda train, test: (train, test)):
+    """What a loader of a data set of two classes returns."""
+    train, test = (Split(torch.zeros(n, 1, 8, 8, dtype=torch.uint8), torch.arange(n) % 2) for n in (40, 8))
+    return change(train, test)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda a, b: (Split(a.images / 255, a.labels), b), r"its training images are torch.float32 \(40, 1, 8, 8\)"),
+        (lambda a, b: (Split(a.images[:, 0], a.labels), b), r"its training images are torch.uint8 \(40, 8, 8\)"),
+        (lambda a, b: (a, Split(b.images[..., :7], b.labels)), r"its test images are torch.uint8 \(8, 1, 8, 7\)"),
+        (lambda a, b: (Split(a.images, a.labels[:-1]), b), r"its training images are .*, labels torch.int64 \(39,\)"),
+        (lambda a, b: (a, Split(b.images, b.labels.float())), r"its test images are .*, labels torch.float32 \(8,\)"),
+        (
+            lambda a, b: (Split(a.images.numpy(), a.labels.numpy()), b),
+            "its training images are uint8 .*mend its loader",
+        ),
+        (lambda a, b: (a, b[b.labels == 1]), "has 1 colours and 1 classes up to 1 in its test images, expected 1 and"),
+        (lambda a, b: (Split(a.images.repeat(1, 3, 1, 1), a.labels), b), "(its test images are|has 3 colours)"),
+    ],
+)
+def test_what_a_loader_returns_is_checked_and_the_message_says_what_to_mend(change, words, monkeypatch):
+    own = Dataset("Own", lambda root, sha256: splits(change), {}, classes=2)
+    monkeypatch.setitem(DATASETS, "own", own)
+    with pytest.raises(DataError, match=f"^Own:? {words}"):
+        load_tasks("own", classes_per_task=1)
+    monkeypatch.setitem(DATASETS, "own", Dataset("Own", lambda root, sha256: splits(), {}, classes=2))
+    assert len(load_tasks("own", classes_per_task=1)) == 2
