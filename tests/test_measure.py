@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import same, tiny, weights
+from conftest import documented, same, tiny, weights
 
 import cldiff.measure
 from cldiff import features, metrics, stats
@@ -440,6 +440,29 @@ def test_a_run_learns_and_measures_the_tasks_of_its_order_and_cut(tmp_path):
     assert seen == [(9,), (8,), (7,)]
     matrix = stats.result_matrix(load_scores(tmp_path, order="reversed"), "bpd", "test")
     assert matrix.shape == (3, 3) and load_samples(tmp_path / run.name).shape[:2] == (3, 3)
+
+
+def test_the_metric_of_the_docs_is_measured(monkeypatch, three):
+    """Of samples of a single class, half of a task's two are shown."""
+    names = dict(vars(metrics))
+    exec(documented("def shown"), names)
+    monkeypatch.setitem(metrics.METRICS, "shown", names["METRICS"]["shown"])
+    run = tiny(steps=1)
+    measure = Measurer(run, three[:2])
+    (lenet,) = measure.extractors
+
+    def of_class_0(images):
+        return lenet.extract(images)[0], torch.zeros(len(images), dtype=torch.int64)
+
+    measure.extractors = [lenet._replace(extract=of_class_0)]
+    for step in train(run, three[:2]):
+        measure(step)
+    rows = [row for row in step.learner.record["scores"] if row["metric"] == "shown"]
+    assert [(row["after_task"], row["eval_task"], row["value"]) for row in rows] == [
+        (1, 1, 0.5),
+        (2, 1, 0.5),
+        (2, 2, 0),
+    ]
 
 
 def test_a_metric_is_one_entry(monkeypatch, three, tmp_path):

@@ -6,11 +6,10 @@ import re
 import subprocess
 import sys
 from difflib import get_close_matches
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import copied, same, tiny, weights, weights_after_tasks, with_noise_held_out
+from conftest import copied, documented, same, tiny, weights, weights_after_tasks, with_noise_held_out
 from torch.utils.flop_counter import FlopCounterMode
 
 from cldiff.errors import Problem
@@ -560,9 +559,8 @@ def test_the_compiler_is_loaded_where_it_is_used_alone():
 
 
 def test_the_method_of_the_docs_replays_late_timesteps_alone(monkeypatch, three):
-    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
     names = {"__name__": "cldiff.methods.late", "__package__": "cldiff.methods"}
-    exec(re.search(r"```python\n(.*?)```", text, re.S)[1], names)
+    exec(documented("class LateReplay"), names)
     monkeypatch.setitem(METHODS, "late", names["LateReplay"])
     learner = Learner(tiny("late", options={"above": 500}), three)
     learner.next_task()

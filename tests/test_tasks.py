@@ -9,8 +9,10 @@ import urllib.error
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import documented
 
 from cldiff import files, loaders, tasks
 from cldiff.loaders import Split
@@ -403,3 +405,24 @@ def test_what_a_loader_returns_is_checked_and_the_message_says_what_to_mend(chan
         load_tasks("own", classes_per_task=1)
     monkeypatch.setitem(DATASETS, "own", Dataset("Own", lambda root, sha256: splits(), {}, classes=2))
     assert len(load_tasks("own", classes_per_task=1)) == 2
+
+
+def test_the_data_set_of_the_docs_is_read_and_its_damage_named(tmp_path, monkeypatch):
+    names = dict(vars(loaders))
+    exec(documented("def load_arrays"), names)
+    (tmp_path / "own").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (200, 1, 16, 16), dtype=np.uint8)
+    labels, sha256 = np.arange(200) % 10, {}
+    for name, values in (("images.npy", images), ("labels.npy", labels)):
+        np.save(tmp_path / "own" / name, values)
+        sha256[name] = hashlib.sha256((tmp_path / "own" / name).read_bytes()).hexdigest()
+    monkeypatch.setitem(DATASETS, "own", Dataset("Own images", names["load_arrays"], sha256))
+    found = load_tasks("own", tmp_path)
+    assert len(found) == 5 and [sum(len(getattr(t, s)) for t in found) for s in SPLITS] == [150, 10, 40]
+    assert Counter(each_image(found)) == Counter(image.tobytes() for image in images)
+    (tmp_path / "own" / "labels.npy").write_bytes(b"")
+    with pytest.raises(DataError, match="labels.npy is damaged"):
+        load_tasks("own", tmp_path)
+    (tmp_path / "own" / "labels.npy").unlink()
+    with pytest.raises(DataError, match="labels.npy is missing: put it there"):
+        load_tasks("own", tmp_path)
