@@ -8,7 +8,15 @@ import pytest
 from cldiff import load_bootstrap, load_scores
 from cldiff.metrics import AgainstReal, OfImages, metrics_of
 from cldiff.report.plots import OWN, colours
-from cldiff.report.tables import mean_and_error, orders_by_metric, results_table, samples_note, save_table, task1_table
+from cldiff.report.tables import (
+    mean_and_error,
+    orders_by_metric,
+    results_table,
+    samples_note,
+    save_table,
+    seeds_note,
+    task1_table,
+)
 from cldiff.rows import STUDY
 from cldiff.study import labels_of, runs
 
@@ -87,6 +95,15 @@ def test_only_averages_are_bold_and_beside_them_stands_what_was_learned():
     assert bold == [name for name in table if name.startswith("avg ")]
     learned = table.set_index("")["FID when learned ↓"]
     assert learned.iloc[:-1].map(lambda cell: float(cell.split(" ")[0])).idxmax() == "L2"
+
+
+def test_rows_of_fewer_seeds_are_named():
+    of = [("A", 0), ("A", 1), ("B", 0), ("A", 2), ("B", 1), ("C", 0)]
+    scores = pd.DataFrame(of, columns=["label", "seed"]).assign(dataset="mnist")
+    assert seeds_note(scores) == "MNIST, n = 1 to 3 seeds (fewer: B, C), mean ± standard error"
+    assert seeds_note(scores[scores.label != "C"]).startswith("MNIST, n = 2 to 3 seeds (fewer: B), ")
+    assert seeds_note(scores[scores.label == "A"]) == "MNIST, n = 3 seeds, mean ± standard error"
+    assert seeds_note(scores[scores.seed == 0]) == "MNIST, n = 1 seed"
 
 
 def test_metrics_are_grouped_by_the_order_that_they_put_the_methods_in():

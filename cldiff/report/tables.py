@@ -98,10 +98,11 @@ def sizes(n: pd.Series) -> str:
 
 
 def seeds_note(scores: pd.DataFrame) -> str:
-    """ "MNIST, n = 3 seeds, mean ± standard error"."""
-    n = scores.groupby("label").seed.nunique()
+    """ "MNIST, n = 3 seeds, mean ± standard error", with the rows that have fewer."""
+    n = scores.groupby("label", sort=False).seed.nunique()
+    few = f" (fewer: {', '.join(n.index[n < n.max()])})" if n.min() < n.max() else ""
     return f"{DATASETS[scores.dataset.iloc[0]].title}, " + (
-        f"n = {sizes(n)} seeds, mean ± standard error" if n.max() > 1 else "n = 1 seed"
+        f"n = {sizes(n)} seeds{few}, mean ± standard error" if n.max() > 1 else "n = 1 seed"
     )
 
 
