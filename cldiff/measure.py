@@ -36,6 +36,16 @@ RECORDED = ("scores", "curves", "bootstrap", "samples")  # what is added to a le
 SHOWN = 10  # samples of each task that samples.png shows
 
 
+def predictors(learner: Learner, task: Task) -> list[Predictor]:
+    """Of the test images of a task, for each ID: what metrics of the kind OfImages are computed from. The random
+    numbers are those of the step that the learner is at."""
+    run, generator = learner.run, learner.generator(f"bound {task.index}")
+    return [
+        Predictor(learner.diffusion, learner.model(number), images.to(learner.device), run.bound_terms, generator)
+        for number, images in learner.ids.parts(task.index, task.test[: run.bound_images])
+    ]
+
+
 class Measurer:
     """Called after each step of train(): adds points to the curves of task 1 and, after each task, a row to the
     result matrices. Draws no random number that training sees.
@@ -160,18 +170,14 @@ class Measurer:
 
     def _of_images(self, learner: Learner, task: Task, row: dict) -> dict[str, list[float]]:
         """The metrics of test images; returns replicates of the headline ones."""
-        images, terms = task.test[: self.run.bound_images], self.run.bound_terms
-        generator, metrics = learner.generator(f"bound {task.index}"), metrics_of(OfImages)
-        seen = [
-            Predictor(learner.diffusion, learner.model(number), part.to(self.device), terms, generator)
-            for number, part in learner.ids.parts(task.index, images)
-        ]
+        metrics, seen = metrics_of(OfImages), predictors(learner, task)
         values = {name: torch.cat([metric.value(part).cpu() for part in seen]) for name, metric in metrics.items()}
+        terms = f"terms{self.run.bound_terms}"
         learner.record["scores"] += [
-            score(name, v.mean().item(), "test", n=len(images), sampler=f"terms{terms}{metrics[name].how}", **row)
+            score(name, v.mean().item(), "test", n=len(v), sampler=f"{terms}{metrics[name].how}", **row)
             for name, v in values.items()
         ]
-        picks = resampled(len(images))
+        picks = resampled(len(values["bpd"]))
         return {name: values[name][picks].mean(1).tolist() for name in metrics_of(OfImages, headline=True)}
 
     def floors(self) -> list[dict]:

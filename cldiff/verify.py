@@ -1,5 +1,5 @@
 """Published weights against published scores: fresh samples are drawn with each weights.pt, and their FID and task
-accuracy asked whether they are those of scores.csv, within sampling error."""
+accuracy asked whether they are those of scores.csv, within sampling error; bits per dimension are computed again."""
 
 import dataclasses
 from pathlib import Path
@@ -9,13 +9,16 @@ import pandas as pd
 
 from .errors import Problem
 from .features import load_lenet, real_features
+from .lazy import torch
 from .learner import Learner
-from .metrics import fid, resampled, sample_sizes, task_accuracy
+from .measure import predictors
+from .metrics import METRICS, fid, resampled, sample_sizes, task_accuracy
 from .results import WEIGHTS, ResultError, load_weights, read_result
 from .run import Run
 from .tasks import load_tasks, to_uint8
 
 DRAWN = 1_024  # fresh samples for each task, at most
+HALF = 0.001  # of BPD: the most that half precision of the weights changed in six networks
 LIMIT = 4  # standard errors; chance goes beyond them once in 16,000 comparisons
 
 
@@ -25,8 +28,8 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
 
     FID is compared at the same number of samples, on which its bias depends, against training images and, where as many
     are drawn as for the tables, against test images; its error is that of resampled samples, for both sides. The error
-    of accuracy is binomial. Raises ResultError or ValueError for damaged files, and where the FID of the tables is not
-    that of its own samples.
+    of accuracy is binomial. BPD is computed again, of the same images in the same random numbers. Raises ResultError or
+    ValueError for damaged files, and where the FID of the tables is not that of its own samples.
     """
     result = read_result(folder)
     run = Run(**result["run"])
@@ -43,47 +46,40 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
         ) from None
     real = real_features(lenet, tasks, data)
     scores = pd.read_csv(folder / "scores.csv")
-    scores = scores[(scores.after_task == len(tasks)) & (scores.extractor == lenet.name)]
+    scores = scores[scores.after_task == len(tasks)]
+    bounds = scores[scores.metric == "bpd"].set_index("eval_task").value
+    scores = scores[scores.extractor == lenet.name]
     n = max(size for size in sample_sizes(run.samples) if size <= drawn)
-    rows = []
-    for task in tasks:
+    rows = []  # task, metric, samples, published, fresh, standard error of their difference
+    for number, task in enumerate(tasks, start=1):
         features, classes = lenet.extract(to_uint8(learner.sample(task.index, n, run.sample_steps, run.eta, "fresh")))
-        of_task = scores[scores.eval_task == task.index + 1]
+        of_task = scores[scores.eval_task == number]
         by_n = of_task[of_task.metric == "fid_by_n"].set_index("n").value
         in_tables = of_task[of_task.metric == "fid"].set_index("split").value
         if in_tables["train"] != by_n[run.samples]:
             raise ResultError(
-                f"{folder}: two values of the FID of task {task.index + 1} in scores.csv, {in_tables['train']:g} and, "
+                f"{folder}: two values of the FID of task {number} in scores.csv, {in_tables['train']:g} and, "
                 f"by number of samples, {by_n[run.samples]:g}: it was edited"
             )
         compared = {
             "fid": ("train", by_n[n]),
             **({"fid, test": ("test", in_tables["test"])} if n == run.samples else {}),
         }
-        found = {}
         for metric, (split, published) in compared.items():
             of = real[split][task.index]
             replicates = [fid(features[pick], of) for pick in resampled(n)]
-            found[metric] = published, fid(features, of), np.sqrt(2) * np.std(replicates, ddof=1)
+            rows.append((number, metric, n, published, fid(features, of), np.sqrt(2) * np.std(replicates, ddof=1)))
         published = of_task[of_task.metric == "accuracy"].value.item()
         fresh = task_accuracy(classes, task.classes)
-        share = (published * run.samples + fresh * n + 1) / (
-            run.samples + n + 2
-        )  # one more of each: never an error of 0
-        found["accuracy"] = published, fresh, np.sqrt(share * (1 - share) * (1 / run.samples + 1 / n))
-        rows += [
-            {
-                "task": task.index + 1,
-                "metric": metric,
-                "samples": n,
-                "published": published,
-                "fresh": fresh,
-                "error": error,
-                "z": (fresh - published) / error,
-            }
-            for metric, (published, fresh, error) in found.items()
-        ]
-    table = pd.DataFrame(rows)
+        share = (published * run.samples + fresh * n + 1) / (run.samples + n + 2)  # one more of each: no error is 0
+        error = np.sqrt(share * (1 - share) * (1 / run.samples + 1 / n))
+        rows.append((number, "accuracy", n, published, fresh, error))
+    learner.task, learner.step = len(tasks) - 1, run.steps  # where it was measured: the same random numbers
+    for number, task in enumerate(tasks, start=1):
+        bits = torch.cat([METRICS["bpd"].value(part) for part in predictors(learner, task)])
+        rows.append((number, "bpd", len(bits), bounds.get(number, np.nan), bits.mean().item(), HALF))
+    table = pd.DataFrame(rows, columns=["task", "metric", "samples", "published", "fresh", "error"])
+    table["z"] = (table.fresh - table.published) / table.error
     if (blank := table[table.z.isna()]).size:
         row = blank.iloc[0]
         raise ResultError(
