@@ -127,7 +127,7 @@ def features(words: argparse.Namespace) -> None:
 
 
 def verify(words: argparse.Namespace) -> None:
-    """draw fresh samples from published weights and compare them with the published scores"""
+    """draw fresh samples from published weights, compute their BPD again, and compare with the published scores"""
     from .verify import verify_all
 
     verify_all(words.results, words.data, words.only)

@@ -18,18 +18,25 @@ class Problem(RuntimeError):
 
 @contextmanager
 def located_errors() -> Iterator[None]:
-    """Raises Problem, which says where it was, for a mistake in the code of a method or metric that a command, which
-    knows no more of an error than its words, would take for a wrong parameter, or show with all of its traceback."""
+    """Raises Problem, which says where it was, for a mistake in the code of a method or metric. A command knows no more
+    of an error than its words: it would take it for a wrong parameter."""
     try:
         yield
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
         if isinstance(error, Problem) or type(error).__module__.startswith("torch") or NO_MEMORY.search(str(error)):
             raise  # it has its words, or gets them where the parameters are known
-        frames = traceback.extract_tb(error.__traceback__)
-        others = os.path.dirname(torch.__file__) + os.sep
-        own = ([frame for frame in frames if not frame.filename.startswith(others)] or frames)[-1]
+        frame = _asked(traceback.extract_tb(error.__traceback__))
         words = " ".join(str(error).split())
-        raise Problem(f"{own.filename}:{own.lineno}: {type(error).__name__}: {words}") from error
+        raise Problem(f"{frame.filename}:{frame.lineno}: {type(error).__name__}: {words}") from error
+
+
+def _asked(frames: list[traceback.FrameSummary]) -> traceback.FrameSummary:
+    """The last line of a method, or of code outside of this package; else the last of this package: what they called
+    with wrong things is not to blame, nor is an installed library."""
+    packages, own = os.path.dirname(os.path.dirname(torch.__file__)) + os.sep, os.path.dirname(__file__) + os.sep
+    frames = [frame for frame in frames if not frame.filename.startswith(packages)] or frames
+    called = [f for f in frames if not f.filename.startswith(own) or f.filename.startswith(f"{own}methods{os.sep}")]
+    return (called or frames)[-1]
 
 
 def one_line_a_minute() -> None:

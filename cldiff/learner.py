@@ -156,7 +156,7 @@ class Learner:
         """One step of training; returns its loss."""
         batch = self.method.batch(self, self.draw(self.images[self.task], self.ids.train[self.task], "current"))
         if self.step == 0:
-            batch.check(self.images[0].shape[1:], self.run.timesteps)
+            batch.check(self.images[0].shape[1:], self.run.timesteps, self.ids.number)
         self.optimizer.zero_grad()  # before the forward pass: their memory is free for it
         loss = self.loss(batch)
         penalty = self.method.penalty(self)

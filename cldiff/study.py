@@ -25,9 +25,10 @@ def method_of(row: Row) -> type[Method]:
 
 
 def row_run(row: Row, **settings) -> Run:
-    """The run of a row: its label names the row everywhere. Raises ValueError for a parameter that no run has."""
-    if unknown := [name for name in row.settings if name not in Run.names()]:
-        raise ValueError(f"unknown parameter {unknown[0]!r} in a row's settings; known: {', '.join(Run.names())}")
+    """The run of a row: its label names the row everywhere. Raises ValueError for a setting that is none."""
+    known = [name for name in Run.names() if name not in Row._fields[:3] + ("dataset", "seed")]
+    if unknown := [name for name in row.settings if name not in known]:
+        raise ValueError(f"unknown parameter {unknown[0]!r} in a row's settings; known: {', '.join(known)}")
     return Run(method=row.method, weight=row.weight, options=row.options, **{**settings, **row.settings})
 
 

@@ -98,8 +98,8 @@ def _splits(dataset: str, root: Path) -> list[Split]:
         if images.shape[1] != known.colours or labels.unique().tolist() != list(range(known.classes)):
             raise DataError(
                 f"{known.title} has {images.shape[1]} colours and {len(labels.unique())} classes up to {labels.max()} "
-                f"in its {name} images, expected {known.colours} and all of 0 .. {known.classes - 1}: mend its entry "
-                "in DATASETS"
+                f"in its {name} images, expected {known.colours} and all of 0 .. {known.classes - 1}: mend its loader, "
+                "or its entry in DATASETS"
             )
     return [*cut(train, one_in=10), test]
 

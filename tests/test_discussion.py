@@ -53,7 +53,7 @@ def curve(label: str, timestep: int | None, *steps: int) -> list[float]:
 
 FOUR = "{:.0f}, {:.0f}, {:.0f} and {:.0f}"
 SAID = {
-    "Right after each was learned, old tasks have FID {:.0f}; in the end they have {:,.0f}, and {:.0f} % of their": lambda: (
+    "after each was learned, old tasks have FID {:.0f}; in the end they have {:,.0f}, and {:.0f} % of": lambda: (
         learned(FINETUNING)[:-1].mean(),
         old(FINETUNING, "fid"),
         right(FINETUNING),
@@ -106,8 +106,8 @@ SAID = {
     "by BPD it is the other way round ({:.2f} against {:.2f} and {:.2f})": lambda: (
         average(label, "bpd") for label in (GENERATIVE, REPLAY, LIGHT)
     ),
-    "({:.2f} times that after task 1) and 700 ({:.2f} times), it has {:.2f} and {:.2f} after the first": lambda: (
-        curve(FINETUNING, t, step)[0] for step in (20_000, 1_000) for t in (500, 700)
+    "is {:.2f} (t = 500) and {:.2f} times (t = 700) what it was, after all 20,000 it is {:.2f} and {:.2f}": lambda: (
+        curve(FINETUNING, t, step)[0] for step in (1_000, 20_000) for t in (500, 700)
     ),
     "at t = 50 is {:.1f}, {:.1f}, {:.1f} and {:.1f} times what it was": lambda: curve(
         REPLAY, 50, 1_000, 5_000, 10_000, 20_000

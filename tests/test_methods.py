@@ -488,15 +488,22 @@ def spoilt(batch: Batch, **changes) -> Batch:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"share": lambda v: v[:, None]}, r"share is torch.float32 \(16, 1\), expected floats \(16,\)"),
-        ({"share": lambda v: v * math.nan}, "share, noise or target has numbers that are not finite"),
-        ({"target": lambda v: v[:1]}, r"target is .*\(1, 1, 8, 8\), expected floats \(16, 1, 8, 8\)"),
+        (
+            {"share": lambda v: v[:, None]},
+            r"share is torch.float32 \(16, 1\), expected torch.float32 \(16,\) of at least one example",
+        ),
+        ({"share": lambda v: v * math.nan}, "share, x0, noise or target has numbers that are not finite"),
+        ({"target": lambda v: v[:1]}, r"target is .*\(1, 1, 8, 8\), expected torch.float32 \(16, 1, 8, 8\) .*"),
         ({"target": lambda v: v.clone().requires_grad_()}, r"target has a gradient, .*torch.no_grad\(\)"),
         ({"x0": lambda v: (v + 1) * 127.5}, r"x0 reaches 25\d.*, expected \[-1, 1\]: to_model\(\) makes it so"),
-        ({"x0": lambda v: to_uint8(v)}, "x0 is torch.uint8 .*, expected floats .*"),
+        ({"x0": lambda v: to_uint8(v)}, "x0 is torch.uint8 .*, expected torch.float32 .*"),
+        ({"x0": lambda v: v * math.nan}, "share, x0, noise or target has numbers that are not finite"),
+        ({"noise": lambda v: v.double()}, "noise is torch.float64 .*, expected torch.float32 .*"),
         ({"t": lambda v: v - 1000}, r"t is -\d+ .. -\d+, expected 0 .. 999"),
-        ({"t": lambda v: v.float()}, r"t is torch.float32 \(16,\), expected int64 \(16,\)"),
-        ({"task": lambda v: v[:, None]}, r"task is torch.int64 \(16, 1\), expected int64 \(16,\)"),
+        ({"t": lambda v: v.float()}, r"t is torch.float32 \(16,\), expected torch.int64 \(16,\)"),
+        ({"task": lambda v: v[:, None]}, r"task is torch.int64 \(16, 1\), expected torch.int64 \(16,\)"),
+        ({"task": lambda v: v + 2}, "task is 3 .. 3, expected 0 .. 2"),
+        (dict.fromkeys(("x0", "task", "t", "noise", "share", "target"), lambda v: v[:0]), ".* of at least one example"),
     ],
 )
 def test_a_batch_that_would_train_wrongly_without_a_word_is_an_error_in_the_first_step_of_a_task(
@@ -512,6 +519,19 @@ def test_a_batch_that_would_train_wrongly_without_a_word_is_an_error_in_the_firs
     next(steps), next(steps)
     with pytest.raises(Problem, match=f"^batch: {words}$"):
         next(steps)
+
+
+def test_what_a_method_calls_wrongly_is_said_to_be_its_own_line(monkeypatch, three):
+    """Not that of the network, or of a library, which fails."""
+
+    class Calling(Method):
+        label = "Calling"
+
+        def penalty(self, learner):
+            return learner.net(torch.zeros(1, 3, 8, 8), torch.tensor([0]), torch.tensor([0])).sum()
+
+    with pytest.raises(Problem, match=r"^[^\n]*test_methods\.py:\d+: RuntimeError: [^\n]*$"):
+        next(train(with_method(monkeypatch, Calling, steps=1), three))
 
 
 def test_a_mistake_in_a_metric_says_where_it_is_in_one_line(monkeypatch, three):

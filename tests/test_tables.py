@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from cldiff import load_bootstrap, load_scores
-from cldiff.metrics import AgainstReal, OfImages, metrics_of
+from cldiff.metrics import METRICS, AgainstReal, OfImages, metrics_of
 from cldiff.report.plots import OWN, colours
 from cldiff.report.tables import (
     mean_and_error,
@@ -106,7 +106,7 @@ def test_rows_of_fewer_seeds_are_named():
     assert seeds_note(scores[scores.seed == 0]) == "MNIST, n = 1 seed"
 
 
-def test_metrics_are_grouped_by_the_order_that_they_put_the_methods_in():
+def test_metrics_are_grouped_by_the_order_that_they_put_the_methods_in(monkeypatch):
     """B is better in what counts upwards and in KID, A in the rest; of two seeds the means decide."""
     better = {"precision": (0.1, 0.9), "recall": (0.1, 0.9), "kid": (5.0, 2.0)}
     kinds = {**metrics_of(AgainstReal), **metrics_of(OfImages)}
@@ -123,6 +123,8 @@ def test_metrics_are_grouped_by_the_order_that_they_put_the_methods_in():
     assert found[("A", "B")][:3] == ["FID (train)", "FID (test)", "BPD"] and len(found) == 2
     scores.loc[(scores.run == "A1") & (scores.split == "test") & (scores.metric == "fid"), "value"] += 9
     assert orders_by_metric(scores)[("B", "A")][0] == "FID (test)"
+    monkeypatch.setitem(METRICS, "new", OfImages("new", 1, None))  # which no finished run has
+    assert "new" not in sum(orders_by_metric(scores).values(), [])
 
 
 def test_a_method_has_one_colour_in_every_company_and_no_two_have_the_same():

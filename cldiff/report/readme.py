@@ -121,7 +121,7 @@ def verdicts() -> str:
         f"The study trains {Run.steps:,} steps a task, in larger batches. Each finding is split into "
         "conditions (linked). All met: *holds*; else the decisive ones count (all, if none is marked): one met: *in "
         "part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks little more "
-        f"than that all seeds agree (by chance {chance}; one seed: averages against image noise, all else untested). "
+        f"than that all seeds agree (by chance {chance}; one seed: averages beside image noise, the rest beside none). "
         f"On the digits t = {late} stands for t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.

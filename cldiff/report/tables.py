@@ -192,9 +192,12 @@ def task1_table(scores: pd.DataFrame, curves: pd.DataFrame, run: dict) -> tuple[
 
 
 def orders_by_metric(scores: pd.DataFrame) -> dict[tuple[str, ...], list[str]]:
-    """The orders of the methods by their means after the last task, the best first, with the metrics that give them."""
-    found = {}
+    """The orders of the methods by their means after the last task, the best first, with the metrics that give them, of
+    those that every run has."""
+    found, runs = {}, scores.groupby("metric").run.nunique()
     for name, m in METRICS.items():
+        if runs.get(name) != scores.run.nunique():
+            continue
         for split in (
             ("train", "test") if name == "fid" else (m.split,) if isinstance(m, (AgainstReal, OfImages)) else ()
         ):
