@@ -15,6 +15,7 @@ from .errors import Problem, located_errors
 from .files import Damaged, foreign, load_tensors, save_tensors, tensors
 from .ids import Ids
 from .methods import METHODS, Batch
+from .methods.base import check_batch
 from .networks import ByTask
 from .run import Run
 from .tasks import Task, data_sha256, to_model
@@ -156,7 +157,7 @@ class Learner:
         """One step of training; returns its loss."""
         batch = self.method.batch(self, self.draw(self.images[self.task], self.ids.train[self.task], "current"))
         if self.step == 0:
-            batch.check(self.images[0].shape[1:], self.run.timesteps, self.ids.number)
+            check_batch(batch, self.images[0].shape[1:], self.run.timesteps, self.ids.number)
         self.optimizer.zero_grad()  # before the forward pass: their memory is free for it
         loss = self.loss(batch)
         penalty = self.method.penalty(self)

@@ -102,7 +102,7 @@ WORDS = [  # of python -m cldiff
     (["accept", "smoke"], "'smoke' is no sweep; known: digits-sweep, fashion_mnist-sweep, "),
     (["accept", "digits-sweep"], "results/digits-sweep lacks 78 of the trials, digits-l2-w0-s0-"),
     (["features", "own"], f"unknown data set 'own'; known: {', '.join(DATASETS)}"),
-    (["verify", "none"], "no weights.pt in the folders of none"),
+    (["verify", "none"], "none: no such folder; expected one of results"),
     (["make", "smoke", "target"], "[Errno 2] No such file or directory: 'results/smoke/jobs.json'"),
 ]
 PARAMETERS = [  # of a notebook

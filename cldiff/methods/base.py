@@ -27,32 +27,33 @@ class Batch:
     share: Tensor  # (B,), weight / B: examples of weight 1 sum to L_simple
     target: Tensor  # (B, C, H, W), what the network should predict: the noise, or a teacher's prediction
 
-    def check(self, image: tuple[int, ...], timesteps: int, ids: int) -> None:
-        """Raises Problem for what would train without a word, and wrongly. image: (C, H, W); ids: how many there are.
-        Numbers are looked at on a CPU alone: a GPU would have to be waited for."""
-        n = len(self.t)
-        for name, shape in {"share": (n,), "x0": (n, *image), "noise": (n, *image), "target": (n, *image)}.items():
-            value = getattr(self, name)
-            if value.shape != shape or value.dtype != torch.float32 or not n:
-                found = f"{value.dtype} {tuple(value.shape)}"
-                raise Problem(f"batch: {name} is {found}, expected torch.float32 {shape} of at least one example")
-            if value.requires_grad:
-                raise Problem(f"batch: {name} has a gradient, expected a constant: make it under torch.no_grad()")
-        for name, value, end in (("t", self.t, timesteps), ("task", self.task, ids)):
-            if isinstance(value, int):
-                value = torch.full_like(self.t, value)
-            if value.shape != (n,) or value.dtype != torch.int64:
-                raise Problem(f"batch: {name} is {value.dtype} {tuple(value.shape)}, expected torch.int64 ({n},)")
-            if value.device.type == "cpu" and (value.min() < 0 or value.max() >= end):
-                raise Problem(f"batch: {name} is {value.min()} .. {value.max()}, expected 0 .. {end - 1}")
-        if self.t.device.type == "cpu":
-            if not all(value.isfinite().all() for value in (self.share, self.x0, self.noise, self.target)):
-                raise Problem("batch: share, x0, noise or target has numbers that are not finite")
-            if self.x0.abs().max() > 1.01:
-                raise Problem(f"batch: x0 reaches {self.x0.abs().max():g}, expected [-1, 1]: to_model() makes it so")
-
     def __add__(self, other: Batch) -> Batch:
         return Batch(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(Batch)))
+
+
+def check_batch(batch: Batch, image: tuple[int, ...], timesteps: int, ids: int) -> None:
+    """Raises Problem for what would train without a word, and wrongly. image: (C, H, W); ids: how many there are.
+    Numbers are looked at on a CPU alone: a GPU would have to be waited for."""
+    n = len(batch.t)
+    for name, shape in {"share": (n,), "x0": (n, *image), "noise": (n, *image), "target": (n, *image)}.items():
+        value = getattr(batch, name)
+        if value.shape != shape or value.dtype != torch.float32 or not n:
+            found = f"{value.dtype} {tuple(value.shape)}"
+            raise Problem(f"batch: {name} is {found}, expected torch.float32 {shape} of at least one example")
+        if value.requires_grad:
+            raise Problem(f"batch: {name} has a gradient, expected a constant: make it under torch.no_grad()")
+    for name, value, end in (("t", batch.t, timesteps), ("task", batch.task, ids)):
+        if isinstance(value, int):
+            value = torch.full_like(batch.t, value)
+        if value.shape != (n,) or value.dtype != torch.int64:
+            raise Problem(f"batch: {name} is {value.dtype} {tuple(value.shape)}, expected torch.int64 ({n},)")
+        if value.device.type == "cpu" and (value.min() < 0 or value.max() >= end):
+            raise Problem(f"batch: {name} is {value.min()} .. {value.max()}, expected 0 .. {end - 1}")
+    if batch.t.device.type == "cpu":
+        if not all(value.isfinite().all() for value in (batch.share, batch.x0, batch.noise, batch.target)):
+            raise Problem("batch: share, x0, noise or target has numbers that are not finite")
+        if batch.x0.abs().max() > 1.01:
+            raise Problem(f"batch: x0 reaches {batch.x0.abs().max():g}, expected [-1, 1]: to_model() makes it so")
 
 
 class Method:
