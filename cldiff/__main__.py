@@ -23,12 +23,18 @@ def seconds(text: str) -> float:
 
 def list_runs(words: argparse.Namespace) -> None:
     """the profiles, or the runs of one of them, by name"""
-    from .study import PROFILES, runs
+    from .study import PROFILES, NotChosen, known_profile, runs
 
     if words.profile is None:
         print("\n".join(f"{name:{max(map(len, PROFILES))}}  {profile.help}" for name, profile in PROFILES.items()))
-    else:
-        print("\n".join(run.name for run in runs(words.profile, words.seeds)))
+        return
+    profile = known_profile(words.profile)
+    methods = dict.fromkeys(row.method for row in profile.rows)
+    for start in (f"{dataset}-{method}-" for dataset in profile.datasets for method in methods):
+        try:
+            print("\n".join(run.name for run in runs(words.profile, words.seeds, start)))
+        except NotChosen as error:  # the others have names, and can be run
+            print(f"{start}...: {error}")
 
 
 def plan(words: argparse.Namespace) -> None:

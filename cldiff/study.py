@@ -46,8 +46,12 @@ def labels_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row_run(row).label for row in rows))
 
 
+class NotChosen(ValueError):
+    """A weight is left to a sweep that has not chosen it; the message says how it does."""
+
+
 def chosen(sweep: str, dataset: str, method: str) -> float:
-    """The weight that a finished sweep chose. Raises ValueError where there is none yet."""
+    """The weight that a finished sweep chose. Raises ValueError where there is none, NotChosen if there is none yet."""
     found = json.loads(CHOSEN.read_text()).get(sweep, {}).get(dataset, {})
     if method in found:
         return found[method]
@@ -56,7 +60,7 @@ def chosen(sweep: str, dataset: str, method: str) -> float:
             f"{method} has neither a weight in its row nor trials in {sweep}: give it a weight in cldiff/rows.py or, "
             "for sweeps of all methods, the smallest of its trials in _SMALLEST"
         )
-    raise ValueError(
+    raise NotChosen(
         f"no weight of {method} on {dataset} was chosen yet: `make paper PROFILE={sweep}` and then "
         f"`python -m cldiff accept {sweep}` choose it"
     )

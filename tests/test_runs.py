@@ -443,12 +443,19 @@ def test_a_misspelt_row_says_so_and_what_is_known(row, words, monkeypatch):
         runs("benchmark-digits")
 
 
-def test_a_weight_that_no_sweep_chose_is_an_error_where_it_is_needed(monkeypatch, tmp_path):
+def test_a_weight_that_no_sweep_chose_is_an_error_where_it_is_needed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     (tmp_path / "chosen.json").write_text("{}")
     with pytest.raises(ValueError, match="no weight of l2 on mnist was chosen yet: .*paper-cpu-sweep"):
         runs("paper-cpu")
     assert [run.method for run in runs("paper-cpu", only="mnist-replay")] == ["replay", "replay"]
+    monkeypatch.setattr(sys, "argv", ["cldiff", "list", "paper-cpu"])
+    __main__.main()
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split("-s0-")[0] for line in listed[:1] + listed[2:5]] == [
+        "mnist-finetune", "mnist-replay-w1", "mnist-replay-w0.01", "mnist-generative-w1"
+    ]  # fmt: skip
+    assert listed[1].startswith("mnist-l2-...: no weight of l2 on mnist was chosen yet: ") and len(listed) == 10
 
 
 def sweep(fid: dict) -> pd.DataFrame:
