@@ -1,5 +1,6 @@
 """What is measured during a run, and when."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -75,6 +76,9 @@ class Measurer:
         for name in RECORDED:
             step.learner.record.setdefault(name, [])
         if self.made not in (made := step.learner.record.setdefault("provenance", [])):
+            if made and made[-1]["commit"] != self.made["commit"]:
+                then, now = (of["commit"] or "no commit" for of in (made[-1], self.made))
+                print(f"goes on with the code of {now} from a checkpoint of {then}: both are kept", file=sys.stderr)
             made.append(self.made)
         with one_line_errors(self.run, self.device), located_errors():
             if step.step % self.run.curve_every == 0:

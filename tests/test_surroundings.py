@@ -247,7 +247,7 @@ def test_packages_that_say_nothing_of_their_version_cost_nothing(tmp_path, monke
     results.provenance.cache_clear()
 
 
-def test_a_run_that_went_on_elsewhere_names_both_commits(tmp_path, monkeypatch):
+def test_a_run_that_goes_on_with_other_code_says_so_and_names_both_commits(tmp_path, monkeypatch, capsys):
     run, found = tiny(steps=2, tasks=2), {}
     for name in "abb":
         monkeypatch.setattr(results, "commit", lambda name=name: (name * 40, ""))
@@ -257,6 +257,8 @@ def test_a_run_that_went_on_elsewhere_names_both_commits(tmp_path, monkeypatch):
     result = read_result(tmp_path / run.name)
     assert found and result["commit"] == "b" * 40
     assert [(made["commit"], made["machine"]) for made in result["earlier"]] == [("a" * 40, result["machine"])]
+    said = f"goes on with the code of {'b' * 40} from a checkpoint of {'a' * 40}: both are kept\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
