@@ -34,7 +34,7 @@ def _asked(frames: list[traceback.FrameSummary]) -> traceback.FrameSummary:
     """The last line of a method, or of code outside of this package; else the last of this package: what they called
     with wrong things is not to blame, nor is an installed library."""
     packages, own = os.path.dirname(os.path.dirname(torch.__file__)) + os.sep, os.path.dirname(__file__) + os.sep
-    frames = [frame for frame in frames if not frame.filename.startswith(packages)] or frames
+    frames = [f for f in frames if f.filename.startswith(own) or not f.filename.startswith(packages)] or frames
     called = [f for f in frames if not f.filename.startswith(own) or f.filename.startswith(f"{own}methods{os.sep}")]
     return (called or frames)[-1]
 

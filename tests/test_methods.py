@@ -5,13 +5,16 @@ import math
 import re
 import subprocess
 import sys
+import traceback
 from difflib import get_close_matches
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import copied, documented, same, tiny, weights, weights_after_tasks, with_noise_held_out
 from torch.utils.flop_counter import FlopCounterMode
 
+from cldiff import errors
 from cldiff.errors import Problem
 from cldiff.learner import Learner, TrainingError
 from cldiff.measure import Measurer
@@ -532,6 +535,15 @@ def test_what_a_method_calls_wrongly_is_said_to_be_its_own_line(monkeypatch, thr
 
     with pytest.raises(Problem, match=r"^[^\n]*test_methods\.py:\d+: RuntimeError: [^\n]*$"):
         next(train(with_method(monkeypatch, Calling, steps=1), three))
+
+
+def test_a_mistake_in_a_method_of_an_installed_package_is_that_methods_line(monkeypatch):
+    packages = Path(torch.__file__).parents[1]
+    monkeypatch.setattr(errors, "__file__", str(packages / "cldiff" / "errors.py"))
+    files = ("cldiff/train.py", "cldiff/methods/own.py", "cldiff/unet.py", "torch/nn/modules/conv.py")
+    frames = [traceback.FrameSummary(str(packages / file), 1, "f") for file in files]
+    assert errors._asked(frames).filename.endswith("methods/own.py")
+    assert errors._asked([*frames[:1], *frames[2:]]).filename.endswith("unet.py")
 
 
 def test_a_mistake_in_a_metric_says_where_it_is_in_one_line(monkeypatch, three):

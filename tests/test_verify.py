@@ -1,6 +1,7 @@
 """`make verify`: fresh samples from published weights against published scores."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from cldiff import Measurer
 from cldiff.__main__ import main
 from cldiff.errors import Problem
 from cldiff.files import file_sha256, save_tensors
+from cldiff.learner import Learner
 from cldiff.measure import predictors
 from cldiff.results import WEIGHTS, ResultError
 from cldiff.train import train
@@ -147,17 +149,29 @@ def test_bits_of_a_gpu_whose_random_numbers_are_others_are_compared_within_their
     assert largest(verify(copy))[0] < LIMIT
 
 
+def test_a_network_whose_numbers_are_none_does_not_pass(copy, monkeypatch):
+    net = load_unet(copy / WEIGHTS)
+    torch.nn.init.constant_(next(net.parameters()), math.nan)
+    save_unet(copy / WEIGHTS, net, net.arguments)
+    monkeypatch.setattr(sys, "argv", ["cldiff", "verify", str(copy.parent)])
+    with pytest.raises(SystemExit, match=f"^error: [^\n]*{copy.name}: the published "):
+        main()
+
+
 @pytest.mark.parametrize("twice", (False, True), ids=("dropped", "doubled"))
 @pytest.mark.parametrize(
     "metric, split", [("fid_by_n", None), ("fid", "train"), ("fid", "test"), ("accuracy", None), ("bpd", None)]
 )
-def test_scores_with_a_row_dropped_or_doubled_are_one_line(metric, split, twice, copy):
+def test_scores_with_a_row_dropped_or_doubled_are_one_line_before_samples_are_drawn(
+    metric, split, twice, copy, monkeypatch
+):
     scores = pd.read_csv(copy / "scores.csv")
     rows = (scores.metric == metric) & (scores.after_task == 5) & (scores.eval_task == 2)
     rows &= scores.split == split if split else True
     changed = pd.concat([scores, scores[rows]]) if twice else scores[~rows]
     changed.to_csv(copy / "scores.csv", index=False)
     vouch(copy)
+    monkeypatch.setattr(Learner, "sample", lambda *words: pytest.fail("samples were drawn before"))
     with pytest.raises(ResultError, match=f"^[^\n]*scores.csv has no {metric} of task 2[^\n]*, or several$"):
         verify(copy)
 
