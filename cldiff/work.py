@@ -100,13 +100,20 @@ def run_pending(
 ) -> int:
     """Makes the runs of a profile that are not in `out`, one after the other.
 
-    Stops before `budget` seconds are over, but for what a task begins with (pools, importances), and on SIGTERM or
-    Ctrl-C, with a checkpoint to continue from. Returns how many runs are left. Runs that another process works on are
-    left to it.
+    Stops before `budget` seconds are over, but for what a task begins with (pools, importances), with a checkpoint to
+    continue from. Returns how many runs are left. Runs that another process works on are left to it. Raises
+    KeyboardInterrupt on SIGTERM or Ctrl-C: with a checkpoint at the end of the step and its measuring, on a second one
+    at once.
     """
     end, asked, stopped = time.monotonic() + budget, [], []
+
+    def ask(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.append(True))
+        signal.signal(number, ask)
 
     def over(margin: float) -> bool:
         stopped[:] = [True] * (bool(asked) or time.monotonic() + margin > end)
@@ -118,6 +125,8 @@ def run_pending(
         stopped.clear()
         with progress_bar(f"{run.dataset}, {run.label}") as progress:
             made = make_run(run, out / run.name, data, device, stop=over, progress=progress, wait=False)
+        if asked:
+            raise KeyboardInterrupt
         if not made and stopped or over(0):
             break
     return left(profile, seeds, only, out)

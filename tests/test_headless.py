@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -131,9 +132,29 @@ def test_asked_to_stop_it_says_how_to_continue(start, tmp_path):
     while process.poll() is None and not list(tmp_path.glob("first_task/*.pt")):
         time.sleep(0.05)
     process.terminate()
-    out, errors = process.communicate(timeout=120)
-    assert process.returncode == 0 and out.endswith("runs are left: call again to continue\n"), errors
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 1, "what was stopped is not done: `run && draw` must not draw"
+    assert errors.endswith("stopped: the same command again continues from the last checkpoint\n"), errors
     assert list(tmp_path.glob("*/checkpoint.pt"))
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(monkeypatch, tmp_path):
+    def measuring_takes_minutes(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        seen.append("first")
+        signal.raise_signal(signal.SIGINT)
+        seen.append("second")
+
+    seen: list[str] = []
+    monkeypatch.setattr("cldiff.work.make_run", measuring_takes_minutes)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_pending("smoke", 1, "", tmp_path, "cpu", "data")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert seen == ["first"]
 
 
 @pytest.mark.parametrize("text, expected", [("90s", 90), ("9m", 540), ("1.5h", 5400)])
