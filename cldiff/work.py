@@ -16,7 +16,7 @@ from .results import find_start
 from .run import Run
 from .study import planned, runs
 from .tasks import load_tasks
-from .train import Step, check_compiler, forget, one_line_errors, pick_device, train
+from .train import Step, check_compiler, check_precision, forget, one_line_errors, pick_device, train
 
 
 def never(margin: float) -> bool:
@@ -54,6 +54,7 @@ def make_run(
         if not first_task_only:
             make_folder(folder)  # now, not when there is something to keep
         device = pick_device(device)
+        check_precision(run, device)
         if run.compiled:
             check_compiler(device)
         start = start or find_start(run, folder)

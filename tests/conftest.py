@@ -223,8 +223,8 @@ def start():
         process.communicate()
 
 
-def documented(words: str) -> str:
-    """The code of docs/extending.md in which these words stand."""
-    text = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+def documented(words: str, page: str = "docs/extending.md") -> str:
+    """The code of a page in which these words stand."""
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
     (block,) = (code for code in re.findall(r"```python\n(.*?)```", text, re.S) if words in code)
     return block

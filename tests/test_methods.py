@@ -590,14 +590,15 @@ def test_the_compiler_is_loaded_where_it_is_used_alone():
     subprocess.run([sys.executable, "-c", lines], check=True)
 
 
-def test_the_method_of_the_docs_replays_late_timesteps_alone(monkeypatch, three):
-    names = {"__name__": "cldiff.methods.late", "__package__": "cldiff.methods"}
-    exec(documented("class LateReplay"), names)
+@pytest.mark.parametrize("page, options, above", [("docs/extending.md", {"above": 500}, 500), ("README.md", {}, 250)])
+def test_the_method_of_the_docs_replays_late_timesteps_alone(page, options, above, monkeypatch, three):
+    names = {"__name__": "cldiff.methods.late", "__package__": "cldiff.methods", "Replay": METHODS["replay"]}
+    exec(documented("class LateReplay", page), names)
     monkeypatch.setitem(METHODS, "late", names["LateReplay"])
-    learner = Learner(tiny("late", options={"above": 500}), three)
+    learner = Learner(tiny("late", options=options), three)
     learner.next_task()
     for learner.step in range(3):
         current = learner.draw(learner.images[1], 1, "current")
         both = learner.method.batch(learner, current)
         new, old = both.share.split(len(current.t))
-        assert (new > 0).all() and torch.equal(old > 0, both.t[len(new) :] >= 500)
+        assert (new > 0).all() and torch.equal(old > 0, both.t[len(new) :] >= above)

@@ -18,7 +18,7 @@ from cldiff.errors import Problem
 from cldiff.files import load_tensors, save_tensors
 from cldiff.learner import Learner, TrainingError
 from cldiff.methods import METHODS, Method
-from cldiff.train import first_task_path, pick_device, train
+from cldiff.train import check_precision, first_task_path, pick_device, train
 from cldiff.work import make_run
 
 
@@ -449,6 +449,19 @@ def test_bfloat16_trains_near_float32_and_keeps_float32_weights(three, trained):
     start = weights(Learner(tiny(), three))
     moved = math.sqrt(sum((start[name] - whole[name]).square().sum().item() for name in half))
     assert difference < 0.5 * moved
+
+
+def test_bfloat16_is_refused_on_a_gpu_that_has_to_emulate_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: found)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    monkeypatch.setattr("cldiff.work.pick_device", torch.device)
+    half, found = tiny(precision="bfloat16"), (7, 5)
+    check_precision(tiny(), torch.device("cuda"))
+    check_precision(half, torch.device("cpu"))
+    with pytest.raises(TrainingError, match="Tesla T4 has no bfloat16: use precision='float32'"):
+        make_run(half, tmp_path, device="cuda")
+    found = (8, 0)
+    check_precision(half, torch.device("cuda"))
 
 
 # Compiling

@@ -30,7 +30,7 @@ VERDICTS = (
 )  # of figures/, as .md
 RUNNING = Path("docs/running.md")
 LEADERBOARD = Path("figures/benchmark-digits/leaderboard-digits.md")
-SHOWN = ("digits", "small", "paper-cpu", "paper")  # the profiles whose parameters are listed
+SHOWN = ("digits", "small", "paper-cpu", "orders-mnist", "paper")  # the profiles whose parameters are listed
 
 
 def table_of(path: Path) -> list[list[str]]:
@@ -55,7 +55,7 @@ def number_of(seeds: int) -> str:
 
 
 def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
-    """What became of finetuning and replay, in the published runs, and who leads the benchmark."""
+    """What became of finetuning and replay, in the published runs, and of the benchmark's methods."""
     scores = load_scores(Path("results", profile), dataset, STUDY)
     floor = scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
     steps, seeds = PROFILES[profile].settings.get("steps", Run.steps), scores.seed.nunique()
@@ -77,21 +77,29 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
     def copied(matrix: np.ndarray) -> float:
         return 100 * matrix[-1, :-1].mean()
 
-    head, *board = table_of(LEADERBOARD)
-    fid = {row[0]: row[head.index("avg FID, test ↓")] for row in board}
-    short = PROFILES["benchmark-digits"].settings["steps"]
-    methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in fid)]
     return (
         f"On {DATASETS[dataset].title}, {steps:,} steps a task, {number_of(seeds)}, finetuning ends at an average FID "
         f"of {value(FINETUNING, 'fid', digits=0)} where real images have {floor:.0f}, and bits per dimension hardly "
         f"notice ({value(FINETUNING, 'bpd')}; on old tasks {change}). Experience replay with weight 1 ends at "
         f"{value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
         f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{others}. On "
-        f"the digits, {short} steps, {number_of(seeds_of(LEADERBOARD))}, {len(methods)} methods: finetuning"
-        f" {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay {fid['Distilled replay, weight 1']}, "
-        f"generative distillation {fid['Generative distillation, weight 1']}, a network for each task, "
-        f"begun at the last one's, {fid['One model for each task, start previous']}. "
+        f"the digits, {benchmark()}. "
         "FID in a LeNet's features, against test images (the study's tables: training images); ± standard error."
+    )
+
+
+def benchmark(root: Path = Path()) -> str:
+    """Who leads the benchmark, by average FID. root: of the repository."""
+    board = root / LEADERBOARD
+    head, *rows = table_of(board)
+    fid = {row[0]: row[head.index("avg FID, test ↓")] for row in rows}
+    methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in fid)]
+    return (
+        f"{PROFILES['benchmark-digits'].settings['steps']} steps, {number_of(seeds_of(board))}, {len(methods)} "
+        f"methods: finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay "
+        f"{fid['Distilled replay, weight 1']}, generative distillation "
+        f"{fid['Generative distillation, weight 1']}, a network for each task, begun at the last one's, "
+        f"{fid['One model for each task, start previous']}"
     )
 
 
