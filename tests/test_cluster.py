@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-from conftest import tiny, without_code
+from conftest import documented, tiny, without_code
 from distributed import Client
 from test_headless import BITS, contents
 
@@ -421,6 +421,15 @@ def test_a_process_pool_makes_the_same_results(pool, alone, tmp_path):
     same_results(SHORT, alone(SHORT), tmp_path / "out")
     first = tmp_path / "out" / "first_task"
     assert [path.name for path in first.iterdir()] == [f"{SHORT[0].first_task_name}.pt"]
+
+
+@pytest.mark.slow
+def test_the_executor_of_the_docs_makes_the_runs_of_a_profile(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cldiff.study.planned", lambda profile: SHORT[:1])
+    names = {"__name__": "__main__"}
+    exec(documented("ProcessPoolExecutor"), names)
+    assert names["failed"] == {} and (tmp_path / "results/digits" / SHORT[0].name / "result.json").exists()
 
 
 @pytest.mark.slow

@@ -83,6 +83,15 @@ def test_commands_in_the_pages_are_targets():
     assert all(f"make {name} " in listed for name in named if name != "help" and not name.startswith("setup-"))
 
 
+def test_tests_that_pages_name_are_there():
+    named = re.findall(
+        r"`(?:tests/)?(test_\w+(?:\.py)?)`", "".join(prose(page) for page in PAGES if page.suffix == ".md")
+    )
+    files = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    functions = set(re.findall(r"^def (test_\w+)", "\n".join(files.values()), re.M))
+    assert len(named) > 20 and set(named) <= functions | set(files), set(named) - functions - set(files)
+
+
 def test_the_readme_is_short_and_its_tree_has_every_module():
     text = PAGES[0].read_text()
     assert len(text.encode()) <= 8_000
