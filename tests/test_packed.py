@@ -1,11 +1,13 @@
 """KMNIST and CIFAR-10: data sets that are read from their archives, on files as their makers wrote them."""
 
+import dataclasses
 import re
 import urllib.error
 from functools import partial
 from pathlib import Path
 
 import datafiles
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from conftest import tiny
 from PIL import Image
 
 import cldiff.measure
-from cldiff import METHODS, features, load_scores, loaders, make_run
+from cldiff import METHODS, Run, features, load_scores, loaders, make_run
 from cldiff.learner import Learner
 from cldiff.measure import SHOWN
 from cldiff.tasks import DATASETS, DataError, load_tasks, to_model
@@ -143,15 +145,26 @@ def trained_here(monkeypatch, dataset: str, folder: Path) -> None:
     monkeypatch.setattr(cldiff.measure, "load_lenet", partial(features.load_lenet, folder=folder / "lenet"))
 
 
+def run_notebook(run: Run, folder: Path) -> None:
+    """run.ipynb with the parameters of a run, in this process, which takes the files of a test for those of the makers."""
+    book = nbformat.read(Path(__file__).parents[1] / "notebooks" / "run.ipynb", as_version=4)
+    given = {**dataclasses.asdict(run), "results": str(folder / "results"), "data": str(folder), "device": "cpu"}
+    names = {}
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            exec(cell.source, names)
+            names |= given if "parameters" in cell.metadata.get("tags", ()) else {}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dataset", PACKED)
-def test_every_method_runs_on_it(dataset, tmp_path, monkeypatch, offline):
+def test_every_method_goes_through_the_notebook(dataset, tmp_path, monkeypatch, offline):
     datafiles.known(monkeypatch, dataset, tmp_path)
     trained_here(monkeypatch, dataset, tmp_path)
     for method in METHODS:
         own = {"images": 2} if "images" in METHODS[method].Options.names() else {}
         run = tiny(method, dataset=dataset, steps=1, patch=4, bound_images=2, curve_images=2, options=own)
-        assert make_run(run, tmp_path / "results" / run.name, tmp_path, device="cpu")
+        run_notebook(run, tmp_path)
     scores = load_scores(tmp_path / "results", dataset)
     assert set(scores.method) == set(METHODS) and set(scores.after_task.dropna()) == {1, 2, 3, 4, 5}
     assert scores.value.notna().all()
