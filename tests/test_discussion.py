@@ -163,6 +163,14 @@ def after_20_000_steps() -> Iterator[str]:
     yield "loses old ones all the same: {:.0f}, {:.0f} % right, {:.0f} % taken for the last task".format(*old)
     yield f"Its average FID, {r.average(L2):.0f}, is below finetuning's {r.average(FINETUNING):,.0f}, its bits"
     yield f"its bits, {r.average(L2, 'bpd'):.3f}, are above {bits:.3f}."
+    floor = r.scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'")
+    real = floor.groupby("eval_task").value.mean().to_numpy()
+    mark = {label: r.learned(label) / real for label in STUDIED}
+    yield f"is met by no row for task 1 ({span((times[0] for times in mark.values()), '.1f')} times) and for task 3"
+    assert all((times[[0, 2]] > 3).all() for times in mark.values())
+    yield f"Finetuning is at {listed(mark[FINETUNING], '.1f')} times, weight 0.01 at {listed(mark[LIGHT], '.1f')}, gen"
+    yield f"generative replay at {listed(mark[GENERATIVE], '.1f')}, weight 1 at {listed(mark[REPLAY], '.1f')}, L2 from"
+    yield f"L2 from task 2 on at {span(mark[L2][1:])}."
     old = [r.old(REPLAY, metric) for metric in ("fid", "accuracy", "bpd")]
     yield "tasks {:.0f}, {:.0f} % right, and {:.2f} bits ({:.2f} when learned)".format(*old, r.before(REPLAY, "bpd"))
     copied = r.matrix(REPLAY, "copied")[-1, :-1]
