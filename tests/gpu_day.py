@@ -1,11 +1,15 @@
 """The first hours with a GPU: `make gpu-day BUDGET=4h`. Tests, speed, what Table 1 will take, and then its runs.
 
 Each part leaves a file that git keeps, and is not repeated where that is there: called again, after the machine was
-taken away, it goes on. `--predict` says what is known without a GPU, and measures nothing.
+taken away, it goes on. A part may take a quarter of the budget that is left, so that the runs have two fifths of it or
+more: the rates then take fewer steps, another part is ended and left out. `--predict` says what is known without a GPU,
+and measures nothing.
 """
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,7 +33,8 @@ from cldiff.train import pick_device
 from cldiff.unet import UNet
 
 OUT = Path("results/bench")
-RATED = 1_000  # steps of each method
+RATED = 1_000  # steps of each method, at most
+PART = 0.25  # of the budget that is left, that a part may take
 SHARE = 0.3  # of the peak, that so small a U-Net may reach
 PEAK = {  # FLOP/s of dense products of data sheets: in training, and where torch takes float32 (TF32 in convolutions)
     "T4": (8.1e12, 8.1e12),  # its tensor cores know no bfloat16
@@ -93,34 +98,52 @@ def predict(profile: str) -> str:
     return "\n".join(lines)
 
 
-# What is measured. Each part writes its file whole, or none.
+# What is measured. Each part writes its file whole, or none, and takes no more than so many seconds.
 
 
-def tests(words: argparse.Namespace, path: Path) -> None:
+def ended(command: list[str], most: float, **how) -> tuple[int, str | None]:
+    """Exit code and stdout of a command. After so many seconds it is killed, with all that it started, which would
+    keep the GPU: raises subprocess.TimeoutExpired."""
+    with subprocess.Popen(command, start_new_session=True, text=True, **how) as process:
+        try:
+            out, _ = process.communicate(timeout=most)
+        except BaseException:  # Ctrl-C does not reach another session
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return process.returncode, out
+
+
+def tests(words: argparse.Namespace, path: Path, most: float) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/test_gpu.py"]
-    done = subprocess.run([*command, "--device", words.device], stdout=subprocess.PIPE, text=True)
-    print(done.stdout)
-    if done.returncode:
+    code, out = ended([*command, "--device", words.device], most, stdout=subprocess.PIPE)
+    print(out)
+    if code:
         raise RuntimeError(
             "the tests fail on this GPU: what it would train is not to be trusted before they are mended"
         )
-    write_atomically(path, lambda p: p.write_text(done.stdout))
+    write_atomically(path, lambda p: p.write_text(out))
 
 
-def bench(words: argparse.Namespace, path: Path) -> None:
+def bench(words: argparse.Namespace, path: Path, most: float) -> None:
     command = [sys.executable, "tests/bench.py", "--device", words.device, "--profile", words.profile]
-    subprocess.run([*command, "--out", str(path.parent)], check=True)
+    code, _ = ended([*command, "--out", str(path.parent)], most)
+    if code:
+        raise RuntimeError("tests/bench.py failed, as said above")
 
 
-def rates(words: argparse.Namespace, path: Path) -> None:
-    """Of each row of the table, in its second task."""
-    device, rows = torch.device(words.device), []
-    for run in runs(words.profile):
-        if run.dataset == runs(words.profile)[0].dataset:
-            work = partial(Cldiff(run, device, past=1).train, run.batch)
-            seconds(work, 5, device)
-            rows.append({"row": run.label, "seconds": seconds(work, RATED, device)})
-            say(f"{run.label}: {rows[-1]['seconds'] * 1e3:.1f} ms a step")
+def rates(words: argparse.Namespace, path: Path, most: float) -> None:
+    """Of each row of the table, in its second task. Each has an equal share of the time that is left, but for five
+    steps, and for what a task begins with (pools), which take what they take."""
+    device, rows, end = torch.device(words.device), [], time.monotonic() + most
+    asked = [run for run in runs(words.profile) if run.dataset == runs(words.profile)[0].dataset]
+    for number, run in enumerate(asked):
+        work = partial(Cldiff(run, device, past=1).train, run.batch)
+        seconds(work, 5, device)
+        fit = (end - time.monotonic()) / (len(asked) - number) / seconds(work, 5, device)
+        steps = min(RATED, max(5, int(fit)))
+        rows.append({"row": run.label, "steps": steps, "seconds": seconds(work, steps, device)})
+        short = f" ({steps:,} steps instead of {RATED:,}: more do not fit)" if steps < RATED else ""
+        say(f"{run.label}: {rows[-1]['seconds'] * 1e3:.1f} ms a step{short}")
     write_atomically(path, lambda p: pd.DataFrame(rows).to_csv(p, index=False))
 
 
@@ -164,14 +187,22 @@ def main() -> None:
         end = time.monotonic() + parsed(words.budget)
         words.device = pick_device(words.device).type
         name = machine_name(provenance(torch.device(words.device)))
-        for part, (work, suffix) in PARTS.items():
-            if (path := OUT / f"{name}{suffix}").exists():
+        paths = {part: OUT / f"{name}{suffix}" for part, (_, suffix) in PARTS.items()}
+        for part, path in paths.items():
+            most = PART * (end - time.monotonic())
+            if path.exists():
                 say(f"{part}: {path} is there")
-                continue
-            say(part)
-            work(words, path)
-            commit([path], f"{part} on {name}")
-        say(f"a table of {words.profile}, one data set and seed: {hours(words.profile, name):.1f} hours")
+            elif most < 1:
+                say(f"{part}: left out, the budget is over")
+            else:
+                say(f"{part}, {most:.0f} s at most")
+                try:
+                    PARTS[part][0](words, path, most)
+                    commit([path], f"{part} on {name}")
+                except subprocess.TimeoutExpired:
+                    say(f"{part}: left out, {most:.0f} s were too few; a call with a larger BUDGET makes up for it")
+        if all(path.exists() for path in paths.values()):
+            say(f"a table of {words.profile}, one data set and seed: {hours(words.profile, name):.1f} hours")
         work_off(words, name, end)
     except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {str(error).partition(chr(10))[0]}")

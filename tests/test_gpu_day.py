@@ -4,10 +4,13 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu_day
+import pandas as pd
 import pytest
 import torch
 from bench import SIZES, TASKS
@@ -94,18 +97,19 @@ def test_what_running_md_says_is_what_is_predicted():
         assert line in text
 
 
-def started(folder, *words):
+def started(folder, *words, also=""):
     """A day in a repository of its own, on a CPU, with the runs of a profile of seconds. Its tests and bench.py, which
-    take minutes, are not made."""
+    take minutes, are not made. also: code to run before."""
     code = f"""
 import json, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import gpu_day
 gpu_day.RATED = 2
 rows = [dict(job=job, who="cldiff", profile="smoke", value=100.0) for job in ("train", "sample", "bpd", "fid")]
-gpu_day.PARTS["tests"] = (lambda words, path: path.write_text("passed"), "-tests.txt")
-gpu_day.PARTS["bench"] = (lambda words, path: path.write_text(json.dumps(dict(rows=rows))), ".json")
+gpu_day.PARTS["tests"] = (lambda words, path, most: path.write_text("passed"), "-tests.txt")
+gpu_day.PARTS["bench"] = (lambda words, path, most: path.write_text(json.dumps(dict(rows=rows))), ".json")
 sys.argv[1:] = {["--device", "cpu", "--profile", "smoke", *words]!r}
+{also}
 gpu_day.main()
 """
     return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
@@ -127,11 +131,11 @@ def log(repository) -> list[str]:
 
 @pytest.mark.slow
 def test_a_day_commits_what_is_finished_and_goes_on_where_it_was(repository):
-    done = started(repository, "--budget", "1s")  # over before the first run
+    done = started(repository, also="gpu_day.work_off = lambda *words: None")  # over before the first run
     assert done.returncode == 0, done.stderr
     assert [line.split(" on ")[0] for line in log(repository)] == ["tests", "bench", "rates"]
     (rates,) = (repository / gpu_day.OUT).glob("*-rates.csv")
-    assert rates.read_text().splitlines()[0] == "row,seconds" and len(rates.read_text().splitlines()) == 6
+    assert rates.read_text().splitlines()[0] == "row,steps,seconds" and len(rates.read_text().splitlines()) == 6
     assert re.search(r"a table of smoke, one data set and seed: \d+\.\d hours", done.stderr)
     (repository / "other").write_text("somebody's")
     subprocess.run(["git", "add", "other"], cwd=repository, check=True)
@@ -158,6 +162,95 @@ def test_tests_that_fail_end_the_day(repository):
     done = subprocess.run(words, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: the tests fail on this")
     assert not list((repository / gpu_day.OUT).iterdir())
+
+
+class Clock:
+    """Time as parts and runs of a day spend it: `given` are the seconds that each was given, by name."""
+
+    def __init__(self):
+        self.now, self.given = 0.0, {}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def spend(self, part: str, seconds: float) -> None:
+        self.given[part] = round(seconds, 1)
+        self.now += seconds
+
+
+@pytest.fixture
+def day(tmp_path, monkeypatch, capsys):
+    """day(budget, slow): what a day gives to parts that take all that they are given, and what it says. The parts in
+    `slow` are not done in that time."""
+    monkeypatch.chdir(tmp_path)
+    gpu_day.OUT.mkdir(parents=True)
+
+    def spend(budget: str, slow: tuple[str, ...] = ()) -> tuple[dict[str, float], str]:
+        clock = Clock()
+
+        def part(name: str):
+            def work(words, path, most):
+                clock.spend(name, most)
+                if name in slow:
+                    raise subprocess.TimeoutExpired(name, most)
+                path.write_text("")
+
+            return work
+
+        monkeypatch.setattr(gpu_day, "time", clock)
+        monkeypatch.setattr(gpu_day, "PARTS", {name: (part(name), f"-{name}") for name in ("tests", "bench", "rates")})
+        monkeypatch.setattr(gpu_day, "commit", lambda paths, message: None)
+        monkeypatch.setattr(gpu_day, "hours", lambda profile, name: 1.0)
+        monkeypatch.setattr(gpu_day, "work_off", lambda words, name, end: clock.spend("runs", end - clock.now))
+        monkeypatch.setattr(sys, "argv", ["gpu_day.py", "--device", "cpu", "--budget", budget])
+        gpu_day.main()
+        return clock.given, capsys.readouterr().err
+
+    return spend
+
+
+def test_each_part_has_a_quarter_of_what_is_left_and_the_runs_have_the_rest(day):
+    given, said = day("100s")
+    assert given == {"tests": 25.0, "bench": 18.8, "rates": 14.1, "runs": 42.2}
+    assert "left out" not in said and "1.0 hours" in said
+    assert day("100s")[0] == {"runs": 100.0}  # the parts are there
+
+
+def test_a_part_that_was_not_done_in_its_time_is_left_out_and_done_by_the_next_call(day):
+    given, said = day("100s", slow=("tests", "bench"))
+    assert given["runs"] == 42.2 and "hours" not in said
+    for part, most in (("tests", 25), ("bench", 19)):
+        assert f"{part}: left out, {most} s were too few; a call with a larger BUDGET makes up for it\n" in said
+    assert day("200s")[0].keys() == {"tests", "bench", "runs"}
+
+
+def test_where_the_budget_is_over_each_part_says_that_it_is_left_out(day):
+    given, said = day("2s")
+    assert given == {"runs": 2.0}
+    assert [line.split("  ")[1] for line in said.splitlines()] == [
+        f"{part}: left out, the budget is over" for part in ("tests", "bench", "rates")
+    ]
+
+
+def test_the_rates_take_fewer_steps_where_time_is_short(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu_day, "RATED", 300)
+    words, path = SimpleNamespace(device="cpu", profile="smoke"), tmp_path / "rates.csv"
+    gpu_day.rates(words, path, 1)
+    steps = pd.read_csv(path).steps
+    assert len(steps) == 5 and steps.between(5, 299).all()
+    assert capsys.readouterr().err.count("steps instead of 300: more do not fit)\n") == 5
+    monkeypatch.setattr(gpu_day, "RATED", 5)
+    gpu_day.rates(words, path, 600)
+    assert (pd.read_csv(path).steps == 5).all() and "instead" not in capsys.readouterr().err
+
+
+def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
+    assert gpu_day.ended(["sh", "-c", "echo a; exit 3"], 60, stdout=subprocess.PIPE) == (3, "a\n")
+    late = tmp_path / "late"
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu_day.ended(["sh", "-c", f"(sleep 2; touch {late}) & wait"], 0.5)
+    time.sleep(2.5)
+    assert not late.exists()
 
 
 @pytest.mark.parametrize("words, line", [
