@@ -14,9 +14,9 @@ class Ids:
         classes = torch.tensor([label for task in tasks for label in task.classes])
         self.place = torch.full((int(classes.max()) + 1,), -1)  # of a class in the sequence
         self.place[classes] = torch.arange(len(classes))
-        self.own = [self.place[list(task.classes)] if by_class else torch.tensor([task.index]) for task in tasks]
-        self.number = sum(map(len, self.own))
-        self.all = torch.cat(self.own).to(device)  # in their order, where a step needs them
+        own = [self.place[list(task.classes)] if by_class else torch.tensor([task.index]) for task in tasks]
+        self.all = torch.cat(own).to(device)  # in their order, where steps and sampling need them
+        self.own, self.number = self.all.split([len(ids) for ids in own]), len(self.all)
         self.train = [self.of(task.index, task.train.labels) for task in tasks]
 
     def of(self, task: int, labels: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ class Ids:
 
     def spread(self, task: int, n: int) -> Tensor:
         """int64 (n,) for n images to be drawn for a task: its IDs in turn."""
-        return self.own[task][torch.arange(n) % len(self.own[task])].to(self.device)
+        return self.own[task][torch.arange(n, device=self.device) % len(self.own[task])]
 
     def parts(self, task: int, split: Split) -> list[tuple[int, Tensor]]:
         """Images of a task by their ID, without those IDs that no image has."""

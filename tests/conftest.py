@@ -18,9 +18,11 @@ from cldiff.diffusion import Diffusion
 from cldiff.features import INCEPTION, LeNet
 from cldiff.learner import Learner
 from cldiff.methods import METHODS
+from cldiff.results import WEIGHTS
 from cldiff.run import Run
 from cldiff.tasks import Split
 from cldiff.train import pick_device, train
+from cldiff.unet import save_unet
 
 torch.set_num_threads(1)
 
@@ -185,6 +187,14 @@ def three(digits):
 def trained(three):
     """trained(method, **changes): the weights after each of three tasks. Trained once for all tests, not to be changed."""
     return lru_cache(lambda method, **changes: weights_after_tasks(tiny(method, **{"steps": 2, **changes}), three))
+
+
+@pytest.fixture
+def begun(three, tmp_path) -> bytes:
+    """The content of weights.pt of a run of two tasks that is called tiny().name."""
+    one = Learner(tiny(), three[:2])
+    save_unet(tmp_path / WEIGHTS, one.ema, one.arguments)
+    return (tmp_path / WEIGHTS).read_bytes()
 
 
 class StandIn(nn.Module):

@@ -1,6 +1,8 @@
 """The GPU path on a machine without one: whole runs on a GPU that is pretended (pretended.py)."""
 
+import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -9,39 +11,74 @@ import torch
 import torch.nn.functional as F
 from conftest import OPTIONS, same, tiny, weights
 from pretended import Generator, Mixed, Waits, gpu
-from test_gpu import same_numbers  # noqa: F401
+from test_gpu import CASES, same_numbers  # noqa: F401
 
+from cldiff import features
 from cldiff.diffusion import Diffusion
+from cldiff.features import INCEPTION
+from cldiff.files import load_tensors
 from cldiff.measure import Measurer
-from cldiff.methods import METHODS
 from cldiff.train import CHECKPOINT, train
 
 
-def outcome(run, tasks, device="cpu"):
+def outcome(run, tasks, device="cpu", cache="data", start=None):
     """All that a run leaves: weights, scores, curves, samples."""
-    measure = Measurer(run, tasks, device=device)
-    for step in train(run, tasks, device=device):
+    measure = Measurer(run, tasks, cache, device)
+    for step in train(run, tasks, device=device, start=start):
         measure(step)
     return weights(step.learner), step.learner.record
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_on_a_gpu_is_the_run_on_a_cpu_and_no_step_waits(method, three, within):
-    two = three[:2]
-    run = tiny(method, steps=2, options=OPTIONS.get(method, {}))
-    expected, recorded = outcome(run, two)
-    with gpu() as watched:
-        within(lambda quiet: setattr(watched, "quiet", quiet))
-        found, record = outcome(run, two, "cuda")
-    assert watched.forks >= 4  # dropout draws from the GPU's global generator, in each step
-    assert same(found, expected)
-    assert all(map(torch.equal, record.pop("samples"), recorded.pop("samples")))
-    assert [made["machine"]["gpu"] for made in record.pop("provenance") + recorded.pop("provenance")] == [
-        "a pretended GPU",
-        None,
+@pytest.fixture
+def alike(within):
+    """alike(run, tasks, caches, start): asserts that a run on a GPU is that on a CPU, and that no step waits. caches: of
+    the one and of the other; start: the network to begin with."""
+
+    def ask(run, tasks, caches=("data", "data"), start=None) -> None:
+        expected, recorded = outcome(run, tasks, "cpu", caches[1], start)
+        with gpu() as watched:
+            within(lambda quiet: setattr(watched, "quiet", quiet))
+            found, record = outcome(run, tasks, "cuda", caches[0], start)
+        assert watched.forks >= 4  # dropout draws from the GPU's global generator, in each step
+        assert same(found, expected)
+        assert all(map(torch.equal, record.pop("samples"), recorded.pop("samples")))
+        assert [made["machine"]["gpu"] for made in record.pop("provenance") + recorded.pop("provenance")] == [
+            "a pretended GPU",
+            None,
+        ]
+        for name, rows in recorded.items():  # LAPACK rounds by where in memory a matrix lies
+            pd.testing.assert_frame_equal(pd.DataFrame(record[name]), pd.DataFrame(rows), rtol=1e-12, atol=1e-12)
+
+    return ask
+
+
+@pytest.mark.parametrize("method, condition", CASES)
+def test_a_run_on_a_gpu_is_the_run_on_a_cpu_and_no_step_waits(method, condition, three, alike):
+    alike(tiny(method, steps=2, condition=condition, options=OPTIONS.get(method, {})), three[:2])
+
+
+def test_so_is_a_run_that_begins_with_a_network(three, alike, begun):
+    alike(tiny("replay", steps=2, start=tiny().name), three[:2], start=begun)
+
+
+def test_so_is_a_run_with_inception(three, alike, stand_in, tmp_path, monkeypatch):
+    compute, places = features.inception_features, set()
+    monkeypatch.setattr(
+        features,
+        "inception_features",
+        lambda net, images: (places.update(p.device.type for p in net.parameters()), compute(net, images))[1],
+    )
+    caches = tmp_path / "gpu", tmp_path / "cpu"  # the features of real images are computed on both
+    for cache in caches:
+        cache.mkdir()
+        shutil.copy(stand_in / INCEPTION, cache)
+    few = [
+        replace(task, **{name: getattr(task, name)[torch.arange(20)] for name in ("train", "validation", "test")})
+        for task in three[:2]
     ]
-    for name, rows in recorded.items():  # LAPACK rounds by where in memory a matrix lies
-        pd.testing.assert_frame_equal(pd.DataFrame(record[name]), pd.DataFrame(rows), rtol=1e-12, atol=1e-12)
+    alike(tiny(steps=2, inception=True), few, caches)
+    kept, expected = (load_tensors(next(cache.glob("features-*.pt"))) for cache in caches)
+    assert all(map(torch.equal, kept["test"], expected["test"])) and places == {"cpu", "cuda"}
 
 
 def test_training_in_half_precision_is_that_of_a_cpu(three):
@@ -151,9 +188,17 @@ def test_what_is_asked_of_a_real_gpu_is_right_of_a_right_one_and_wrong_of_a_wron
         request.getfixturevalue("same_numbers")
         fails = pytest.raises(AssertionError) if wrong else nullcontext()
         with fails:
-            test_gpu.test_a_step_and_a_new_task_are_those_of_a_cpu(method, three, torch.device("cuda"), None, page)
+            test_gpu.test_a_step_and_a_new_task_are_those_of_a_cpu(
+                method, "task", three, torch.device("cuda"), None, page
+            )
         if method == "finetune":
             with fails:
                 test_gpu.test_samples_bounds_losses_and_scores_are_those_of_a_cpu(
                     three, torch.device("cuda"), None, page
                 )
+
+
+def test_what_is_asked_of_a_real_gpu_about_features_and_a_beginning_is_right_of_a_right_one(three, stand_in, begun):
+    with gpu():
+        test_gpu.test_features_are_those_of_a_cpu(three, torch.device("cuda"), stand_in, lambda title, **found: None)
+        test_gpu.test_a_network_to_begin_with_is_that_of_a_cpu(three, torch.device("cuda"), begun)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from gpu_day import on_paper
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from cldiff.features import load_inception, load_lenet
 from cldiff.learner import Learner, TrainingError
 from cldiff.measure import RECORDED, Measurer
 from cldiff.methods import METHODS
@@ -26,6 +28,10 @@ from cldiff.train import CHECKPOINT, Step, train
 
 TESTS = Path(__file__).parent
 NET = dict(channels=32, multipliers=(1, 2), dropout=0.0, batch=32)
+CASES = [  # methods, and whose ID the network is given; of classes where IDs are made in another way
+    *((method, "task") for method in METHODS),
+    *((method, "class") for method in ("replay", "generative", "lwf", "joint")),
+]
 CLOSE = 1e-2  # the norm of a difference, of the norm: rounding stays far below, a wrong number above
 
 
@@ -61,9 +67,9 @@ def apart(one, other) -> float:
     return float((a - b).norm() / a.norm().clamp(min=1e-30))
 
 
-def pair(run, tasks, device) -> tuple[Learner, Learner]:
+def pair(run, tasks, device, start=None) -> tuple[Learner, Learner]:
     """On the CPU and on the device, after two steps on the CPU, in the same state."""
-    one, other = Learner(run, tasks), Learner(run, tasks, device)
+    one, other = Learner(run, tasks, start=start), Learner(run, tasks, device, start)
     assert apart(weights(one).values(), weights(other).values()) == 0
     for _ in range(2):
         one.update()
@@ -71,9 +77,9 @@ def pair(run, tasks, device) -> tuple[Learner, Learner]:
     return one, other
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_and_a_new_task_are_those_of_a_cpu(method, three, device, same_numbers, page):
-    run = tiny(method, steps=3, **NET, options=OPTIONS.get(method, {}))
+@pytest.mark.parametrize("method, condition", CASES)
+def test_a_step_and_a_new_task_are_those_of_a_cpu(method, condition, three, device, same_numbers, page):
+    run = tiny(method, steps=3, **NET, condition=condition, options=OPTIONS.get(method, {}))
     one, other = pair(run, three[:2], device)
     for learner in (one, other):
         learner.next_task()
@@ -83,7 +89,22 @@ def test_a_step_and_a_new_task_are_those_of_a_cpu(method, three, device, same_nu
     losses = [learner.update() for learner in (one, other)]
     gradients = [[p.grad for p in learner.net.parameters() if p.grad is not None] for learner in (one, other)]
     found = {"loss": apart(losses[:1], losses[1:]), "gradient": apart(*gradients), "state": state}
-    page(f"{method}: off the CPU's by", **found)
+    page(f"{method}, given the {condition}: off the CPU's by", **found)
+    assert max(found.values()) < CLOSE
+
+
+def test_a_network_to_begin_with_is_that_of_a_cpu(three, device, begun):
+    one, _ = pair(tiny(start=tiny().name), three[:2], device, begun)
+    assert one.begun
+
+
+def test_features_are_those_of_a_cpu(three, device, stand_in, page):
+    """Of Inception's stand-in: whose weights it has is nothing to the path."""
+    images, found = three[0].test.images[:20], {}
+    for load in (partial(load_lenet, "digits"), partial(load_inception, stand_in)):
+        one, other = (load(device=place) for place in ("cpu", device))
+        found[one.name] = apart([one.extract(images)[0]], [other.extract(images)[0]])
+    page("features: off the CPU's by", **found)
     assert max(found.values()) < CLOSE
 
 
@@ -132,12 +153,12 @@ def test_a_step_takes_the_memory_that_was_predicted(device, page):
     assert 0.8 < taken < 2
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_no_step_waits_for_the_gpu(method, three, device, within):
+@pytest.mark.parametrize("method, condition", CASES)
+def test_no_step_waits_for_the_gpu(method, condition, three, device, within):
     if device.type == "cpu":
         pytest.skip("nobody waits for a CPU; test_device.py pretends a GPU")
     within(lambda quiet: torch.cuda.set_sync_debug_mode("error" if quiet else "default"))
-    run = tiny(method, steps=2, options=OPTIONS.get(method, {}))
+    run = tiny(method, steps=2, condition=condition, options=OPTIONS.get(method, {}))
     measure = Measurer(run, three[:2], device=device)
     for step in train(run, three[:2], device=device):
         measure(step)
