@@ -41,7 +41,7 @@ help:
 	@echo 'make test-faults  kills a paper 100 times and compares it with an undisturbed one'
 	@echo 'make test-browser  JupyterLab, its sliders and the page of the paper, in chromium'
 	@echo 'make lint     format and rules of the code, by ruff'
-	@echo 'make check-paper  finished runs of PROFILE against the paper'"'"'s protocol and tests/targets.csv'
+	@echo 'make check-paper  finished runs of PROFILE beside the paper'"'"'s protocol: what is equal, and what differs'
 	@echo 'make verify   fresh samples from the published weights of PROFILE against its published scores'
 	@echo 'make bench    training, sampling, bound and FID against other libraries; results/bench and figures/bench'
 	@echo 'make gpu-day  the first hours with a GPU: tests, speed, what the paper will take, and then its runs, for BUDGET=$(BUDGET)'
@@ -133,8 +133,8 @@ lint: setup-test
 test-faults: setup-test
 	$(BIN)/python tests/faults.py --profile $(PROFILE)
 
-check-paper: setup-test
-	$(BIN)/python -m pytest -rf tests/test_targets.py --results results/$(PROFILE)
+check-paper: setup
+	@$(BIN)/python tests/check_paper.py results/$(PROFILE)
 
 verify: setup
 	@env -u OMP_NUM_THREADS $(BIN)/python -m cldiff verify results/$(PROFILE)

@@ -56,7 +56,6 @@ PAGE = []  # lines of what was measured, shown at the end
 
 
 def pytest_addoption(parser):
-    parser.addoption("--results", help="folder of finished runs, for test_targets.py")
     parser.addoption("--device", help="cpu or cuda, for test_gpu.py")
 
 

@@ -76,6 +76,7 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
     table = published.assign(of="published, " + names[0], method=names[1]).pivot(
         index="method", columns="of", values="value"
     )
+    table = table.astype(float)  # other rows of the file have words
     table = table[("published, " + names[0]).unique()]
     # Of several rows of a method the one with the shortest label, which names no options.
     labels = scores.groupby("method").label.agg(lambda of: min(of.unique(), key=len))
