@@ -102,10 +102,10 @@ _SHORT = dict(
     curve_every=250,
 )
 _SWEPT = dict(bound_terms=10, bound_images=50, curve_images=20)  # a sweep reads little but FID
-# From scratch, and from the network that paper-cpu's finetuning on MNIST ended with, whose weights are published.
+# From scratch, and from the network that paper-cpu's finetuning on Fashion-MNIST ended with.
 PRETRAINED = tuple(
     row._replace(settings=settings)
-    for settings in ({"start": ""}, {"start": Run(dataset="mnist", method="finetune", **_PAPER_CPU).name})
+    for settings in ({"start": ""}, {"start": Run(dataset="fashion_mnist", method="finetune", **_PAPER_CPU).name})
     for row in IN_ORDERS[:3]
 )
 
@@ -220,7 +220,7 @@ PROFILES = {
     "orders": _experiment("the tasks of the digits in three orders", "digits", _DIGITS, IN_ORDERS, "orders"),
     "orders-mnist": _experiment("the tasks of MNIST in three orders", "mnist", _SHORT, IN_ORDERS, "orders"),
     "pretrained": _experiment(
-        "Fashion-MNIST's tasks from scratch and from MNIST's network", "fashion_mnist", _SHORT, PRETRAINED, "pretrained"
+        "MNIST's tasks from scratch and from Fashion-MNIST's network", "mnist", _SHORT, PRETRAINED, "pretrained"
     ),
     "ten": _experiment("MNIST's and Fashion-MNIST's tasks in one sequence", "mnist_fashion", _SHORT, TEN, "ten"),
     "digits-sweep": _experiment(
