@@ -1,11 +1,12 @@
 """Work done: one run, from its claim to its results, and the runs of a profile one after the other."""
 
 import math
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from filelock import Timeout
@@ -102,9 +103,9 @@ def run_pending(
     """Makes the runs of a profile that are not in `out`, one after the other.
 
     Stops before `budget` seconds are over, but for what a task begins with (pools, importances), with a checkpoint to
-    continue from. Returns how many runs are left. Runs that another process works on are left to it. Raises
-    KeyboardInterrupt on SIGTERM or Ctrl-C: with a checkpoint at the end of the step and its measuring, on a second one
-    at once.
+    continue from. Returns how many runs are left. Runs that another process works on are left to it. On SIGTERM or
+    Ctrl-C raises KeyboardInterrupt where runs are left: after the step and what belongs to it (measuring, a task's
+    beginning), with a checkpoint; on a second one at once.
     """
     end, asked, stopped = time.monotonic() + budget, [], []
 
@@ -112,6 +113,8 @@ def run_pending(
         if asked:
             raise KeyboardInterrupt
         asked.append(number)
+        with suppress(OSError):  # print() must not be called within itself
+            os.write(2, b"\nstops after this step, with a checkpoint; once more: at once\n")
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
@@ -126,11 +129,12 @@ def run_pending(
         stopped.clear()
         with progress_bar(f"{run.dataset}, {run.label}") as progress:
             made = make_run(run, out / run.name, data, device, stop=over, progress=progress, wait=False)
-        if asked:
-            raise KeyboardInterrupt
         if not made and stopped or over(0):
             break
-    return left(profile, seeds, only, out)
+    rest = left(profile, seeds, only, out)
+    if asked and rest:
+        raise KeyboardInterrupt
+    return rest
 
 
 @contextmanager

@@ -22,6 +22,7 @@ COMPUTED = {  # where a run's own value would say nothing, or there is none
     "tasks": lambda run: len(sequence(run.dataset, **run.sequence)),
     "start": lambda run: run.start or "none",
     "warm_up": lambda run: 0,
+    "ema": lambda run: min(run.ema, run.steps / (run.steps + 9)),
 }
 HEADS = ("parameter", "", "the paper", "these runs")
 
@@ -60,13 +61,13 @@ def page(results: Path) -> str:
     shares, most = floor([f for f, run in zip(folders, runs) if run.method == "finetune"]), ROWS[FLOOR]["value"]
     return "\n".join(
         [
-            f"{results}: {len(runs)} finished runs. The paper has the hyperparameters of Ho et al. 2020; "
-            "what stands where: tests/targets.csv",
+            f"{results}: {len(runs)} finished runs. By our reading the paper trains as Ho et al. 2020 do; "
+            "sources: tests/targets.csv",
             "",
             *("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths)).rstrip() for row in table),
             "",
             f"FID of real images: up to {max(shares):.2g} of finetuning's average, "
-            f"{'within' if max(shares) <= float(most) else 'beyond'} the {most} that are asked here"
+            f"{'within' if max(shares) <= float(most) else 'beyond'} the {most} that is asked here"
             if shares
             else "FID of real images: no run of finetuning to compare it with",
         ]

@@ -1,9 +1,9 @@
 """The first hours with a GPU: `make gpu-day BUDGET=4h`. Tests, speed, what Table 1 will take, and then its runs.
 
 Each part leaves a file that git keeps, and is not repeated where that is there: called again, after the machine was
-taken away, it goes on. A part may take a quarter of the budget that is left, so that the runs have two fifths of it or
-more: the rates then take fewer steps, another part is ended and left out. `--predict` says what is known without a GPU,
-and measures nothing.
+taken away, it goes on. A part may take a quarter of the budget that is left, so that the runs have about two fifths of
+it: the rates then take fewer steps, another part is ended and left out; without the tests nothing is trained.
+`--predict` says what is known without a GPU, and measures nothing.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from cldiff.files import write_atomically
 from cldiff.results import provenance
 from cldiff.run import Run
 from cldiff.study import planned, results_folder, runs
-from cldiff.train import pick_device
+from cldiff.train import check_precision, pick_device
 from cldiff.unet import UNet
 
 OUT = Path("results/bench")
@@ -186,6 +186,7 @@ def main() -> None:
             return print(predict(words.profile))
         end = time.monotonic() + parsed(words.budget)
         words.device = pick_device(words.device).type
+        check_precision(runs(words.profile)[0], torch.device(words.device))
         name = machine_name(provenance(torch.device(words.device)))
         paths = {part: OUT / f"{name}{suffix}" for part, (_, suffix) in PARTS.items()}
         for part, path in paths.items():
@@ -193,7 +194,7 @@ def main() -> None:
             if path.exists():
                 say(f"{part}: {path} is there")
             elif most < 1:
-                say(f"{part}: left out, the budget is over")
+                say(f"{part}: left out, too little of the budget is left")
             else:
                 say(f"{part}, {most:.0f} s at most")
                 try:
@@ -203,7 +204,10 @@ def main() -> None:
                     say(f"{part}: left out, {most:.0f} s were too few; a call with a larger BUDGET makes up for it")
         if all(path.exists() for path in paths.values()):
             say(f"a table of {words.profile}, one data set and seed: {hours(words.profile, name):.1f} hours")
-        work_off(words, name, end)
+        if paths["tests"].exists():
+            work_off(words, name, end)
+        else:
+            say("runs: left out, as the tests were")
     except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {str(error).partition(chr(10))[0]}")
 

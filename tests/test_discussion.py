@@ -166,7 +166,7 @@ def after_20_000_steps() -> Iterator[str]:
     floor = r.scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'")
     real = floor.groupby("eval_task").value.mean().to_numpy()
     mark = {label: r.learned(label) / real for label in STUDIED}
-    yield f"is met by no row for task 1 ({span((times[0] for times in mark.values()), '.1f')} times) and for task 3"
+    yield f"is met by no row for task 1 ({span((times[0] for times in mark.values()), '.1f')} times), nor for task 3."
     assert all((times[[0, 2]] > 3).all() for times in mark.values())
     yield f"Finetuning is at {listed(mark[FINETUNING], '.1f')} times, weight 0.01 at {listed(mark[LIGHT], '.1f')}, gen"
     yield f"generative replay at {listed(mark[GENERATIVE], '.1f')}, weight 1 at {listed(mark[REPLAY], '.1f')}, L2 from"

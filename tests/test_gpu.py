@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from cldiff.features import load_inception, load_lenet
+from cldiff.files import tensors
 from cldiff.learner import Learner, TrainingError
 from cldiff.measure import RECORDED, Measurer
 from cldiff.methods import METHODS
+from cldiff.results import WEIGHTS
 from cldiff.study import runs
 from cldiff.train import CHECKPOINT, Step, train
 
@@ -93,9 +95,10 @@ def test_a_step_and_a_new_task_are_those_of_a_cpu(method, condition, three, devi
     assert max(found.values()) < CLOSE
 
 
-def test_a_network_to_begin_with_is_that_of_a_cpu(three, device, begun):
-    one, _ = pair(tiny(start=tiny().name), three[:2], device, begun)
-    assert one.begun
+def test_a_network_to_begin_with_is_the_saved_one(three, device, begun):
+    learner = Learner(tiny(start=tiny().name), three[:2], device, begun)
+    saved, found = tensors(begun, Path(WEIGHTS))["parameters"], learner.net.state_dict()
+    assert all(torch.equal(found[name].cpu(), values.float()) for name, values in saved.items())
 
 
 def test_features_are_those_of_a_cpu(three, device, stand_in, page):

@@ -218,18 +218,20 @@ def test_each_part_has_a_quarter_of_what_is_left_and_the_runs_have_the_rest(day)
 
 def test_a_part_that_was_not_done_in_its_time_is_left_out_and_done_by_the_next_call(day):
     given, said = day("100s", slow=("tests", "bench"))
-    assert given["runs"] == 42.2 and "hours" not in said
+    assert "hours" not in said
     for part, most in (("tests", 25), ("bench", 19)):
         assert f"{part}: left out, {most} s were too few; a call with a larger BUDGET makes up for it\n" in said
+    assert "runs" not in given and said.endswith("runs: left out, as the tests were\n"), (
+        "nobody knows if they are right"
+    )
     assert day("200s")[0].keys() == {"tests", "bench", "runs"}
 
 
 def test_where_the_budget_is_over_each_part_says_that_it_is_left_out(day):
     given, said = day("2s")
-    assert given == {"runs": 2.0}
-    assert [line.split("  ")[1] for line in said.splitlines()] == [
-        f"{part}: left out, the budget is over" for part in ("tests", "bench", "rates")
-    ]
+    assert given == {}
+    *parts, _ = (line.split("  ")[1] for line in said.splitlines())
+    assert parts == [f"{part}: left out, too little of the budget is left" for part in ("tests", "bench", "rates")]
 
 
 def test_the_rates_take_fewer_steps_where_time_is_short(tmp_path, monkeypatch, capsys):

@@ -592,7 +592,7 @@ def test_the_compiler_is_loaded_where_it_is_used_alone():
 
 @pytest.mark.parametrize("page, options, above", [("docs/extending.md", {"above": 500}, 500), ("README.md", {}, 250)])
 def test_the_method_of_the_docs_replays_late_timesteps_alone(page, options, above, monkeypatch, three):
-    names = {"__name__": "cldiff.methods.late", "__package__": "cldiff.methods", "Replay": METHODS["replay"]}
+    names = {"__name__": "cldiff.methods.late", "__package__": "cldiff.methods"}
     exec(documented("class LateReplay", page), names)
     monkeypatch.setitem(METHODS, "late", names["LateReplay"])
     learner = Learner(tiny("late", options=options), three)

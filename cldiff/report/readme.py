@@ -89,7 +89,7 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
 
 
 def benchmark(root: Path = Path()) -> str:
-    """Who leads the benchmark, by average FID. root: of the repository."""
+    """Average FID of some of the benchmark's methods. root: of the repository."""
     board = root / LEADERBOARD
     head, *rows = table_of(board)
     fid = {row[0]: row[head.index("avg FID, test ↓")] for row in rows}
