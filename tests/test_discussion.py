@@ -214,6 +214,31 @@ def after_20_000_steps() -> Iterator[str]:
     yield "from {:.2f} to {:.2f} after 1,000 to 3,000 steps of task 2, are back after 5,000 and {:.2f}".format(*curve)
 
 
+def of_fashion_after_20_000_steps() -> Iterator[str]:
+    r = Results(RESULTS / "paper-cpu", "fashion_mnist")
+    floor = r.scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'")
+    real = floor.groupby("eval_task").value.mean().to_numpy()
+    yield f"FID is against test images (real ones: {real.mean():.1f})."
+    old = [r.before(FINETUNING, "fid"), *(r.old(FINETUNING, x) for x in ("fid", "accuracy", "taken_for_current"))]
+    yield "FID {:.0f}; in the end they have {:.0f}, {:.0f} % of their samples are right, {:.0f} % are taken for".format(
+        *old
+    )
+    yield f"rises from {r.learned(FINETUNING, 'bpd').mean():.2f} to {r.average(FINETUNING, 'bpd'):.2f}."
+    rise = r.rise(FINETUNING)
+    yield f"{rise[50]:.0f} % at t = 50 and by {rise[700]:.0f} % at t = 700, most at t = {rise.idxmax():.0f} ({rise.max():.0f} %)"
+    ends = [r.times(FINETUNING, step).loc[700].mean() for step in (20_000, 40_000, 60_000, 80_000)]
+    yield f"at t = 700 the loss is {listed(ends, '.2f')} times what it was after tasks 2 to 5"
+    yield f"From t = 900 on it falls, by {span(-rise.loc[900:])} %."
+    up = [r.times(FINETUNING, step).loc[t].mean() for step in (1_000, 20_000) for t in (500, 700)]
+    yield "is {:.2f} (t = 500) and {:.2f} times (t = 700) what it was, after all 20,000 it is {:.2f} and".format(
+        *up[:3]
+    )
+    yield f"{up[2]:.2f} and {up[3]:.2f} times that."
+    mark = r.learned(FINETUNING) / real
+    assert (mark > 3).all()
+    yield f"Right after a task FID is {listed(mark, '.1f')} times that of real images: the mark of three is missed"
+
+
 def after_1_000_steps() -> Iterator[str]:
     mnist, fashion = (100 * (r.old(FINETUNING, "bpd") / r.before(FINETUNING, "bpd") - 1) for r in (MNIST, FASHION))
     yield f"finetuning's rises by {mnist:.1f} % (MNIST) and {fashion:.1f} % (Fashion-MNIST)"
@@ -352,7 +377,16 @@ def of_few_images() -> Iterator[str]:
     yield f"(BPD with four images against weight 1, p = {r.contrast(four, constants[0], 'bpd_old').holm:.2f})"
 
 
-SECTIONS = after_20_000_steps, after_1_000_steps, of_methods, in_orders, of_two_tasks, on_mnist, of_few_images
+SECTIONS = (
+    after_20_000_steps,
+    of_fashion_after_20_000_steps,
+    after_1_000_steps,
+    of_methods,
+    in_orders,
+    of_two_tasks,
+    on_mnist,
+    of_few_images,
+)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
