@@ -105,7 +105,7 @@ class Peer:
 
 
 class Diffusers(Peer):
-    """UNet2DModel with our widths, blocks and attention, trained as in diffusers' unconditional example.
+    """UNet2DModel with our widths, blocks, attention and patches, trained as in diffusers' unconditional example.
 
     best: bfloat16, channels-last, fused optimiser and average, and compiled into CUDA graphs on a GPU.
     """
@@ -114,12 +114,12 @@ class Diffusers(Peer):
         from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
         from diffusers.training_utils import EMAModel
 
-        sizes = [SIZES[run.dataset][0] // 2**level for level in range(len(run.multipliers))]
+        sizes = [SIZES[run.dataset][0] // run.patch // 2**level for level in range(len(run.multipliers))]
         blocks = lambda kind: ["Attn" * (size == run.attention) + kind for size in sizes]  # noqa: E731
         net = UNet2DModel(
             sample_size=sizes[0],
-            in_channels=1,
-            out_channels=1,
+            in_channels=run.patch**2,
+            out_channels=run.patch**2,
             layers_per_block=run.blocks,
             dropout=run.dropout,
             block_out_channels=[run.channels * multiplier for multiplier in run.multipliers],
@@ -141,7 +141,8 @@ class Diffusers(Peer):
 
     def predict(self, x: Tensor, t: Tensor) -> Tensor:
         with self.half():
-            return self.call(x, t, class_labels=torch.zeros_like(t)).sample.float()
+            found = self.call(F.pixel_unshuffle(x, self.run.patch), t, class_labels=torch.zeros_like(t)).sample
+        return F.pixel_shuffle(found.float(), self.run.patch)
 
     def loss(self, images: Tensor) -> Tensor:
         x0 = to_model(images)

@@ -88,7 +88,11 @@ def test_works_take_turns_in_rounds_that_go_back_and_forth(monkeypatch):
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3, "c": 3}
 
 
-@pytest.mark.parametrize("run", [runs("digits")[0], replace(runs("small")[0], channels=8, blocks=1)], ids=("8", "28"))
+@pytest.mark.parametrize(
+    "run",
+    [runs("digits")[0], replace(runs("small")[0], channels=8, blocks=1), runs("paper-cpu")[0]],
+    ids=("8", "28", "patches"),
+)
 @pytest.mark.parametrize("job", ("train", "sample"))
 def test_diffusers_net_is_ours_in_flops(run, job):
     pytest.importorskip("diffusers")
