@@ -153,9 +153,8 @@ def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     note = (
         "Time: seconds of training, finetuning's of the same seed and machine being 1; the first task, which most "
         "share, is in it; what is done once between tasks (pools, Fisher information) is not, in runs before commit "
-        "c10d835 (`commit` in result.json; what it adds on the digits: docs/results.md); empty where finetuning did not "
-        "run on the same machine. "
-        "Passes: forward passes that an image costs in a step, a backward pass counted as two. Held: what is kept from "
-        "task to task beside one network, at the end."
+        "c10d835 (`commit` in result.json; what it adds on the digits: docs/results.md); empty where finetuning did "
+        "not run on the same machine. Passes: forward passes that an image costs in a step, a backward pass counted "
+        "as two. Held: what is kept from task to task beside one network, at the end."
     )
     return table, note
