@@ -201,4 +201,4 @@ def test_what_is_asked_of_a_real_gpu_is_right_of_a_right_one_and_wrong_of_a_wron
 def test_what_is_asked_of_a_real_gpu_about_features_and_a_beginning_is_right_of_a_right_one(three, stand_in, begun):
     with gpu():
         test_gpu.test_features_are_those_of_a_cpu(three, torch.device("cuda"), stand_in, lambda title, **found: None)
-        test_gpu.test_a_network_to_begin_with_is_that_of_a_cpu(three, torch.device("cuda"), begun)
+        test_gpu.test_a_network_to_begin_with_is_the_saved_one(three, torch.device("cuda"), begun)
