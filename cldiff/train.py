@@ -37,8 +37,7 @@ def one_line_errors(run: Run, device: str | torch.device) -> Iterator[None]:
 
 
 def check_precision(run: Run, device: torch.device) -> None:
-    """Raises TrainingError for bfloat16 on a GPU of before 2020, a T4 say, where torch emulates it, more slowly than
-    float32."""
+    """Raises TrainingError for bfloat16 on a GPU that does not know it, a T4 say, where torch would emulate it."""
     if run.precision == "bfloat16" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0):
         raise TrainingError(f"{torch.cuda.get_device_name(device)} has no bfloat16: use precision='float32'")
 

@@ -18,7 +18,7 @@ from .run import Run
 from .tasks import load_tasks, to_uint8
 
 DRAWN = 1_024  # fresh samples for each task, at most
-HALF = 0.001  # of BPD: the most that half precision of the weights changed in twelve networks
+HALF = 0.001  # of BPD: the most that half precision of the weights changed in thirteen networks
 LIMIT = 4  # standard errors; chance goes beyond them once in 16,000 comparisons
 
 
