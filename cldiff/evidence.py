@@ -40,7 +40,7 @@ class Evidence:
     def __init__(self, scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFrame, run: dict):
         self.missing = [label for label in STUDIED if label not in set(scores.label)]
         if FINETUNING in self.missing:
-            raise ValueError(f"no results of {', '.join(self.missing)}: the findings compare {', '.join(STUDIED)}")
+            raise ValueError(f"no results of {'; '.join(self.missing)}: the findings compare {'; '.join(STUDIED)}")
         of_label = scores[scores.label.isin(STUDIED)].groupby("label").seed.unique().map(set)
         if not (seeds := set.intersection(*of_label)):  # of an interrupted SEEDS=3, the whole ones
             raise ValueError("no seed that all rows have: the findings compare runs of the same seeds")

@@ -176,7 +176,7 @@ def findings_table(e: Evidence) -> tuple[pd.DataFrame, str]:
     noise = f"{about.capitalize()} ask that the interval over {e.seeds} seeds agrees{chance}"
     if e.seeds == 1:
         noise = f"With one seed, noise over seeds is not known: {about} are compared without any"
-    without = f"Not run yet: {', '.join(e.missing)}. " if e.missing else ""
+    without = f"Not run yet: {'; '.join(e.missing)}. " if e.missing else ""
     note = (
         f"{e.steps:,} steps per task. {without}A finding holds if all its conditions are met, in part if a "
         "decisive one is (where none is called so: any); else it does not hold, or is within noise if a decisive one "

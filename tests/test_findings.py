@@ -301,7 +301,7 @@ def test_without_finetuning_nothing_is_asked_and_one_line_says_so():
     scores = pd.DataFrame({"label": [L2, LIGHT], "seed": 0})
     with pytest.raises(ValueError) as error:
         Evidence(scores, scores, scores, {"steps": 100, "early": 50, "late": 700})
-    assert str(error.value).startswith(f"no results of {FINETUNING}, {REPLAY}, {GENERATIVE}: the findings compare ")
+    assert str(error.value).startswith(f"no results of {FINETUNING}; {REPLAY}; {GENERATIVE}: the findings compare ")
     assert "\n" not in str(error.value)
 
 
@@ -329,4 +329,4 @@ def test_a_finding_is_asked_where_the_rows_that_it_compares_are_there_and_answer
     whole.loc[left, ["measured", "conditions", "verdict"]] = ["", "", "not run yet"]
     pd.testing.assert_frame_equal(part, whole)
     missing = [label for label in STUDIED if label not in there]
-    assert f"Not run yet: {', '.join(missing)}. A finding holds" in note if missing else "Not run yet" not in note
+    assert f"Not run yet: {'; '.join(missing)}. A finding holds" in note if missing else "Not run yet" not in note

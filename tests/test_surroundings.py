@@ -8,7 +8,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import venv
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
@@ -394,26 +396,30 @@ def test_a_plan_in_a_folder_without_notebooks_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_plain_install_in_another_folder_has_what_it_needs(tmp_path):
-    source, target, empty = (tmp_path / name for name in ("source", "target", "empty"))
+def test_a_plain_install_in_a_new_environment_has_what_it_needs(tmp_path):
+    source, new, empty = (tmp_path / name for name in ("source", "new", "empty"))
     shutil.copytree(ROOT / "cldiff", source / "cldiff", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--target"]
-    done = subprocess.run([*words, str(target), str(source)], capture_output=True, text=True)
+    venv.create(new, with_pip=False)
+    python, installed = str(new / "bin" / "python"), next((new / "lib").glob("python*/site-packages"))
+    # Dependencies are those of this environment, without what is editable in it.
+    (installed / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    words = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    words += ["--ignore-installed", "--no-deps", "--no-build-isolation", str(source)]
+    done = subprocess.run(words, capture_output=True, text=True)
     if "setuptools" in done.stderr and "No module" in done.stderr:
         pytest.skip("needs setuptools in this environment")
     assert done.returncode == 0, done.stderr
+    target = installed / "cldiff"
     empty.mkdir()
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def cldiff(*words: str) -> subprocess.CompletedProcess:
-        words = [sys.executable, "-P", "-m", "cldiff", *words] if sys.version_info >= (3, 11) else words
-        return subprocess.run(
-            words, cwd=empty, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(target)}
-        )
+        return subprocess.run([python, "-m", "cldiff", *words], cwd=empty, capture_output=True, text=True, env=bare)
 
     for name in ("chosen.json", "lenet/SHA256SUMS", "lenet/digits.pt", "lenet/mnist.pt", "lenet/fashion_mnist.pt"):
-        assert (target / "cldiff" / name).read_bytes() == (ROOT / "cldiff" / name).read_bytes()
+        assert (target / name).read_bytes() == (ROOT / "cldiff" / name).read_bytes()
     assert len(cldiff("list", "digits").stdout.splitlines()) >= 5
     assert cldiff("plan", "digits").stderr.startswith("error: no notebooks/run.ipynb in this folder")
     done = cldiff("run", "smoke", "--only", "digits-finetune", "--out", str(empty / "out"))
