@@ -97,6 +97,13 @@ def test_only_averages_are_bold_and_beside_them_stands_what_was_learned():
     assert learned.iloc[:-1].map(lambda cell: float(cell.split(" ")[0])).idxmax() == "L2"
 
 
+def test_a_row_alone_is_not_called_the_best():
+    alone = [
+        of[of.label == "Finetuning"] for of in (load(SMALL, "mnist", STUDY) for load in (load_scores, load_bootstrap))
+    ]
+    assert "*" not in results_table(*alone)[0].to_string()
+
+
 def test_rows_of_fewer_seeds_are_named():
     of = [("A", 0), ("A", 1), ("B", 0), ("A", 2), ("B", 1), ("C", 0)]
     scores = pd.DataFrame(of, columns=["label", "seed"]).assign(dataset="mnist")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class LwF(Method):
-    """Learning without forgetting (Li and Hoiem 2016, eq. 1): under the IDs of past tasks, drawn at random, the current
+    """Learning without forgetting (Li and Hoiem 2016, eq. 2): under the IDs of past tasks, drawn at random, the current
     noised images are to give what the average from before the task predicts, times `weight`."""
 
     label = "Learning without forgetting"

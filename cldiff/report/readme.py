@@ -84,7 +84,8 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         f"{value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
         f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{others}. On "
         f"the digits, {benchmark()}. "
-        "FID in a LeNet's features, against test images (the study's tables: training images); ± standard error."
+        "FID in a LeNet's features, against test images (tables of the study's rows: training images); ± standard "
+        "error."
     )
 
 
@@ -96,7 +97,8 @@ def benchmark(root: Path = Path()) -> str:
     methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in fid)]
     return (
         f"{PROFILES['benchmark-digits'].settings['steps']} steps, {number_of(seeds_of(board))}, {len(methods)} "
-        f"methods: finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]}, distilled replay "
+        f"methods: finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]} (weight 1; the sweep's 10: "
+        f"{fid['Experience replay, weight 10']}), distilled replay "
         f"{fid['Distilled replay, weight 1']}, generative distillation "
         f"{fid['Generative distillation, weight 1']}, a network for each task, begun at the last one's, "
         f"{fid['One model for each task, start previous']}"
@@ -126,10 +128,11 @@ def verdicts() -> str:
         found.append({row[0]: row for row in table_of(path)})
     chance = ", ".join(f"{n} do 1 time in {2 ** (n - 1)}" for n in sorted(set(seeds) - {1}))
     about = (
-        f"The study trains {Run.steps:,} steps a task, in larger batches. Each finding is split into "
-        "conditions (linked). All met: *holds*; else the decisive ones count (all, if none is marked): one met: *in "
-        "part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks little more "
-        f"than that all seeds agree (by chance {chance}; one seed: averages beside image noise, the rest beside none). "
+        f"The study trains {Run.steps:,} steps a task, by our reading of {Run.batch} images. Each finding is split "
+        "into conditions (linked). All met: *holds*; else the decisive ones count (all, if none is marked): one met: "
+        "*in part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks little "
+        f"more than that all seeds agree (by chance {chance}; one seed: averages beside image noise, the rest beside "
+        "none). "
         f"On the digits t = {late} stands for t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.

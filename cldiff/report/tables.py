@@ -121,8 +121,8 @@ def measured(summary: pd.DataFrame) -> dict:
 
 
 def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The rows of a paper's table, mean and standard error, and what they rest on. Bold: the best average, and whatever
-    the paired comparison cannot tell from it; a method that learns badly has little to forget."""
+    """The rows of a paper's table, mean and standard error, and what they rest on. Bold: the best average of several,
+    and whatever the paired comparison cannot tell from it; a method that learns badly has little to forget."""
     summary, replicates = summarise(scores), summarise_replicates(bootstrap)
     labels = present(summary.label)
     table = pd.DataFrame({"": labels})
@@ -132,7 +132,8 @@ def results_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.Dat
         table[f"avg {m.title} {arrow}"] = [
             f"{mark}{mean_and_error(of.get_group(name).average, m.digits)}{mark}"
             for name in labels
-            for mark in ["" if compare(summary, replicates, name, best, metric, "average").beyond_noise else "**"]
+            for d in [compare(summary, replicates, name, best, metric, "average")]
+            for mark in ["" if len(labels) == 1 or d.beyond_noise else "**"]
         ]
         if metric == "fid":
             table["FID when learned ↓"] = [mean_and_error(of.get_group(name).learned, m.digits) for name in labels]
