@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .diffusion import Diffusion
     from .measure import Measurer
     from .methods import METHODS
-    from .metrics import METRICS
+    from .metrics import METRICS, frechet_distance
     from .results import load_bootstrap, load_curves, load_scores
     from .run import Run
     from .stats import average, forgetting
@@ -31,6 +31,7 @@ _HOME = {
     "UNet": "unet",
     "average": "stats",
     "forgetting": "stats",
+    "frechet_distance": "metrics",
     "load_bootstrap": "results",
     "load_curves": "results",
     "load_scores": "results",

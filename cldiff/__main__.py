@@ -4,6 +4,7 @@ import argparse
 import logging
 import math
 import os
+import re
 import signal
 import sys
 from contextlib import suppress
@@ -16,7 +17,7 @@ from .errors import Problem, one_line_a_minute
 def seconds(text: str) -> float:
     """ "90s", "9m" or "2h" in seconds."""
     number, unit = text[:-1], text[-1:]
-    if unit not in ("s", "m", "h") or not number.replace(".", "", 1).isdigit() or not float(number):
+    if unit not in ("s", "m", "h") or not re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", number) or not float(number):
         raise ValueError(f"budget {text!r}: expected a number and s, m or h, for example 9m")
     return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
 
@@ -83,9 +84,9 @@ def run(words: argparse.Namespace) -> None:
     from .work import left, run_pending
 
     pick_device("auto" if words.cluster else words.device)  # a cluster's workers may have what this machine lacks
-    if words.cluster and words.budget or words.shared and not words.cluster:
+    if words.cluster and words.budget is not None or words.shared and not words.cluster:
         raise ValueError("--budget is for one machine, --shared for --cluster: leave it out")
-    budget = seconds(words.budget) if words.budget else math.inf
+    budget = math.inf if words.budget is None else seconds(words.budget)
     asked = runs(words.profile, words.seeds, words.only)
     if not asked:
         raise ValueError(
@@ -126,8 +127,10 @@ def features(words: argparse.Namespace) -> None:
     from .tasks import DATASETS, load_tasks
 
     make_folder(LENETS)
-    tasks = load_tasks(words.dataset, words.data)
     path = LENETS / f"{words.dataset}.pt"
+    if path.exists():
+        raise Problem(f"{path} is there already, and results name its SHA-256: delete it to train another one")
+    tasks = load_tasks(words.dataset, words.data)
     accuracy = save_lenet(train_lenet(tasks, DATASETS[words.dataset].lenet_epochs), tasks, path)
     print(f"{path}: {accuracy:.2%} of the test images right")
 

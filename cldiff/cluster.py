@@ -102,7 +102,7 @@ class DaskWorkers(Workers):
 
 
 def run_all(
-    pool, runs: list[Run], out: Path, shared: Path | None = None, make: Callable = whole_run, **words: str
+    pool, runs: list[Run], out: str | Path, shared: Path | None = None, make: Callable = whole_run, **words: str
 ) -> dict[str, str]:
     """Makes the runs that are not in the folder `out` on the workers of a pool, and writes there what comes back.
 
@@ -114,7 +114,7 @@ def run_all(
     """
     from tqdm import tqdm
 
-    make_folder(out)
+    make_folder(out := Path(out))
     groups: dict[Path, list[Run]] = {}  # by first task
     starts: dict[str, bytes | None] = {}  # of files that are here, and not where workers look
     for run in runs:

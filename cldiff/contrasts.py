@@ -23,7 +23,7 @@ class Contrast(NamedTuple):
 def outcomes(scores: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """One row for each label and seed (the index), of the model after the last task.
 
-    fid, bpd, recall, accuracy: averages over tasks, on test images; fid of old tasks and of the new one as fid_old and
+    fid, bpd, recall (on test images), accuracy: averages over tasks; fid of old tasks and of the new one as fid_old and
     fid_new; bpd_old; fid_learned: mean over tasks right after each; forgetting, of FID, and forgetting_bpd; copied:
     share of old tasks' samples that are copies of buffer images, NaN where they were not counted. To choose by, on
     validation images: fid_validation, average over tasks; bpd_validation, of task 1.

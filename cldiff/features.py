@@ -62,8 +62,7 @@ def load_lenet(dataset: str, device: str | torch.device = "cpu", folder: Path = 
         saved = torch.load(path, map_location="cpu", weights_only=True)
         net = LeNet(saved["size"], saved["colours"], len(saved["net"]["last.bias"]))
         net.load_state_dict(saved["net"])
-        net = net.to(device, memory_format=torch.channels_last).eval()  # twice as fast on a CPU
-        return Extractor("lenet", found, saved["accuracy"], partial(extract, net))
+        accuracy = saved["accuracy"]
     except FileNotFoundError:
         raise FeatureError(f"{path} is missing: `python -m cldiff features {dataset}` trains it") from None
     except Exception as error:
@@ -71,6 +70,9 @@ def load_lenet(dataset: str, device: str | torch.device = "cpu", folder: Path = 
             f"{path} is damaged ({type(error).__name__}): `git checkout` it, "
             f"or train it again with `python -m cldiff features {dataset}`"
         ) from None
+    # A device that has no memory left says nothing about the file.
+    net = net.to(device, memory_format=torch.channels_last).eval()  # twice as fast on a CPU
+    return Extractor("lenet", found, accuracy, partial(extract, net))
 
 
 def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Extractor:
@@ -95,9 +97,10 @@ def load_inception(cache: str | Path, device: str | torch.device = "cpu") -> Ext
             f"put NVIDIA's {INCEPTION} there"
         ) from None
     try:
-        net = InceptionV3W(str(cache), download=False).to(device).eval()
+        net = InceptionV3W(str(cache), download=False)
     except (RuntimeError, OSError, ValueError):  # a folder of that name is none of torch's files either
         raise FeatureError(f"no Inception features: {path} is damaged; delete it, it is downloaded again") from None
+    net = net.to(device).eval()
     return Extractor("inception", file_sha256(path), None, lambda images: (inception_features(net, images), None))
 
 
@@ -140,7 +143,8 @@ def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) ->
 
     if extractor.name == "lenet":
         return compute()
-    images = hashlib.sha256(b"".join(task.train.images.numpy().tobytes() for task in tasks)).hexdigest()
+    parts = [hashlib.sha256(task.train.images.numpy()).digest() for task in tasks]  # the cut, too
+    images = hashlib.sha256(b"".join(parts)).hexdigest()
     path = Path(cache) / f"features-{extractor.name}-{extractor.sha256[:8]}-{images[:8]}.pt"
     if not path.exists():
         try:
@@ -159,6 +163,8 @@ def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) ->
 def train_lenet(tasks: list[Task], epochs: int) -> LeNet:
     """Adam with a one-cycle learning rate on the training splits; epochs fixed, nothing chosen on test images."""
     train = Split(torch.cat([task.train.images for task in tasks]), torch.cat([task.train.labels for task in tasks]))
+    if len(train) < BATCH:
+        raise Problem(f"a LeNet cannot be trained on {len(train)} images: expected at least {BATCH}, a batch")
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         net = LeNet(train.images.shape[-1], train.images.shape[1], int(train.labels.max()) + 1).train()

@@ -30,9 +30,7 @@ def make_folder(folder: Path) -> None:
     """Makes a folder that can be written to. Raises Problem where that cannot be had."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(
-            dir=folder
-        ).close()  # os.access errs both ways on file systems with lists of rights, such as NFS 4
+        TemporaryFile(dir=folder).close()  # os.access errs both ways where rights are lists, as in NFS 4
     except OSError as error:
         raise Problem(f"{folder} cannot be written to ({error.strerror}): expected a folder of your own") from None
 

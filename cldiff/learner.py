@@ -15,7 +15,7 @@ from .errors import Problem, located_errors
 from .files import Damaged, foreign, load_tensors, save_tensors, tensors
 from .ids import Ids
 from .methods import METHODS, Batch
-from .methods.base import check_batch
+from .methods.base import check_batch, check_state
 from .networks import ByTask
 from .run import Run
 from .tasks import Task, data_sha256, to_model
@@ -164,10 +164,12 @@ class Learner:
         loss = loss if penalty is None else loss + penalty
         loss.backward()
         self.method.adjust_gradients(self)
-        torch.nn.utils.clip_grad_norm_(self._weights, self.run.clip)
+        self._norm = torch.nn.utils.clip_grad_norm_(self._weights, self.run.clip)
         self.optimizer.step()
         self.method.after_step(self)
         self.step += 1
+        if self.step == 1:
+            check_state(self.method.state)
         keep = min(self.run.ema, self.step / (self.step + 9))  # the ramp: the average of a young task forgets its start
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self._weights, 1 - keep)
@@ -181,7 +183,8 @@ class Learner:
     def owner(self, task: int) -> str:
         """Whose a state in this task is: in the first one it is that of all runs that share it."""
         name = self.run.name if task else self.run.first_task_name
-        return f"{name} on data {data_sha256(self.run.dataset)[:8]}"
+        start = f" from weights {self.begun['start'][:8]}" if self.begun else ""
+        return f"{name} on data {data_sha256(self.run.dataset)[:8]}{start}"
 
     def state_dict(self) -> dict:
         optimizer = self.optimizer.state_dict()
@@ -208,11 +211,13 @@ class Learner:
             setattr(self, name, state[name])
 
     def check(self, loss: Tensor) -> None:
-        """Raises TrainingError if the loss or a parameter is no number any more. Waits for the GPU."""
-        if not torch.stack([loss, *(p.detach().sum() for p in self._weights)]).isfinite().all():
+        """Raises TrainingError if the loss, a gradient or a parameter is no number any more. Waits for the GPU."""
+        if not torch.stack([loss, self._norm, *(p.detach().sum() for p in self._weights)]).isfinite().all():
+            weight = f", weight={self.run.weight:g}" if self.run.weight else ""
             raise TrainingError(
-                f"loss or parameters are no longer finite at step {self.step} of task {self.task + 1}: lower "
-                f"learning_rate={self.run.learning_rate:g} or clip={self.run.clip:g}; the last checkpoint is kept"
+                f"loss, gradients or parameters are no longer finite at step {self.step} of task {self.task + 1}: "
+                f"lower learning_rate={self.run.learning_rate:g}{weight} or clip={self.run.clip:g}; the last "
+                "checkpoint is kept"
             )
 
     def save(self, path: Path) -> None:
@@ -230,7 +235,8 @@ class Learner:
             try:
                 state = load_tensors(candidate, self.device)
             except Damaged as error:
-                warnings.warn(f"{error} and not used; an earlier state is", stacklevel=2)
+                warnings.warn(f"{error} and not used; an earlier state is, where there is one", stacklevel=2)
+                candidate.unlink()  # or save() would put it in the place of the earlier one
                 continue
             try:
                 own, found = self.owner(state["task"]), state["owner"]

@@ -46,6 +46,8 @@ class Split:
 
 def cut(split: Split, one_in: int) -> tuple[Split, Split]:
     """(rest, part): the part holds one in `one_in` images of each class, drawn once and for all."""
+    if len(split.labels) != len(split.images):
+        raise DataError(f"{len(split.images)} images and {len(split.labels)} labels: expected one for each image")
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(SPLIT_SEED))
     part = torch.zeros(len(split), dtype=torch.bool)
     for label in split.labels.unique():

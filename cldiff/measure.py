@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .errors import located_errors
+from .errors import Problem, located_errors
 from .features import FeatureError, load_inception, load_lenet, real_features
 from .learner import Learner
 from .methods.replay import buffer
 from .metrics import (
+    NEIGHBOURS,
     AgainstKept,
     AgainstReal,
     Drawn,
@@ -51,7 +52,8 @@ class Measurer:
     """Called after each step of train(): adds points to the curves of task 1 and, after each task, a row to the
     result matrices. Draws no random number that training sees.
 
-    cache: the folder of Inception's weights. `missing` says in one line what could not be had, or is None.
+    cache: the folder of Inception's weights and of its features of real images. `missing` says in one line what could
+    not be had, or is None.
     """
 
     def __init__(self, run: Run, tasks: list[Task], cache: str | Path = "data", device: str | torch.device = "cpu"):
@@ -70,6 +72,12 @@ class Measurer:
             }
             for extractor in self.extractors
         }
+        fewest = min(len(real.features) for of in self.real.values() for parts in of.values() for real in parts)
+        if fewest <= NEIGHBOURS:
+            raise Problem(
+                f"{run.dataset}: a task has {fewest} images in one of its splits, expected more than {NEIGHBOURS}: "
+                f"precision and recall ask for {NEIGHBOURS} neighbours"
+            )
 
     def __call__(self, step: Step) -> None:
         start = time.perf_counter()
@@ -166,10 +174,13 @@ class Measurer:
         real = {split: parts[drawn.task.index] for split, parts in self.real[extractor].items()}
         return {
             **{
-                name: [metric.value(d, real[metric.split]) for d in again]
+                name: [float(metric.value(d, real[metric.split])) for d in again]
                 for name, metric in metrics_of(AgainstReal, headline=True).items()
             },
-            **{name: [metric.value(d) for d in again] for name, metric in metrics_of(OfClasses, headline=True).items()},
+            **{
+                name: [float(metric.value(d)) for d in again]
+                for name, metric in metrics_of(OfClasses, headline=True).items()
+            },
         }
 
     def _of_images(self, learner: Learner, task: Task, row: dict) -> dict[str, list[float]]:
@@ -232,8 +243,8 @@ def score(
     extractor: str | None = None,
     sampler: str | None = None,
 ) -> dict:
-    """A row of scores.csv."""
-    return dict(zip(COLUMNS, (after_task, eval_task, metric, value, split, extractor, n, sampler)))
+    """A row of scores.csv. value: any number; a float is what checkpoints can hold."""
+    return dict(zip(COLUMNS, (after_task, eval_task, metric, float(value), split, extractor, n, sampler)))
 
 
 def mosaic(samples: list[Tensor]) -> Image.Image:
@@ -242,8 +253,6 @@ def mosaic(samples: list[Tensor]) -> Image.Image:
     samples: uint8 (tasks so far, n, C, H, W) after each task, grey (C = 1) or RGB (C = 3).
     """
     tasks, (_, shown, colours, height, width) = len(samples), samples[-1].shape
-    if colours not in (1, 3):
-        raise ValueError(f"images of {colours} colours: samples.png shows grey (1) or RGB (3)")
     sheet = torch.full((tasks, tasks, shown, colours, height, width), 255, dtype=torch.uint8)
     for after, row in enumerate(samples):
         sheet[after, : after + 1] = row

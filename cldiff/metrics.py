@@ -14,6 +14,7 @@ from .tasks import Task, to_model
 if TYPE_CHECKING:
     from torch import Tensor
 
+NEIGHBOURS = 3  # of precision and recall
 REPLICATES = 50  # of each score, over resampled images
 
 
@@ -21,7 +22,7 @@ class Gaussian(NamedTuple):
     """Fitted to features (N, F), in float64."""
 
     mean: Tensor  # (F,)
-    root: Tensor  # (min(N, F), F), upper triangular; root.T @ root is the covariance
+    root: Tensor  # (min(N, F), F); root.T @ root is the covariance
 
     @classmethod
     def of(cls, features: Tensor) -> Gaussian:
@@ -39,6 +40,18 @@ def fid(features1: Tensor | Gaussian, features2: Tensor | Gaussian) -> float:
     (mean1, root1), (mean2, root2) = (x if isinstance(x, Gaussian) else Gaussian.of(x) for x in (features1, features2))
     common = torch.linalg.svdvals(root1 @ root2.T).sum()
     return ((mean1 - mean2).square().sum() + root1.square().sum() + root2.square().sum() - 2 * common).item()
+
+
+def frechet_distance(mean1, cov1, mean2, cov2) -> float:
+    """Fréchet distance of two Gaussians with these means (F,) and covariances (F, F), arrays or tensors, in float64
+    (Heusel et al. 2017, eq. 6): fid() of what they are fitted to."""
+
+    def gaussian(mean, cov) -> Gaussian:
+        values, vectors = torch.linalg.eigh(torch.as_tensor(cov, dtype=torch.float64))
+        root = values.clamp(min=0).sqrt().unsqueeze(1) * vectors.T
+        return Gaussian(torch.as_tensor(mean, dtype=torch.float64), root)
+
+    return fid(gaussian(mean1, cov1), gaussian(mean2, cov2))
 
 
 def fid_floor(features: Tensor, n: int) -> float:
@@ -62,13 +75,13 @@ def kid(features: Tensor, real: Tensor) -> float:
 
 @lru_cache(maxsize=1)  # both come from the same distances
 def precision_recall(features: Tensor, real: Tensor) -> tuple[float, float]:
-    """Of generated (N, F) and real features (M, F), with 3 neighbours, from equal numbers of both (Kynkäänniemi et al.
+    """Of generated (N, F) and real features (M, F), with NEIGHBOURS, from equal numbers of both (Kynkäänniemi et al.
     2019), by torch-fidelity."""
     from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
     n = min(len(features), len(real))
     drawn, real = (x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:n]] for x in (features, real))
-    found = prc_features_to_metric(drawn, real, verbose=False)
+    found = prc_features_to_metric(drawn, real, prc_neighborhood=NEIGHBOURS, verbose=False)
     return found[KEY_METRIC_PRECISION], found[KEY_METRIC_RECALL]
 
 
@@ -125,10 +138,8 @@ class Drawn:
     """Samples of one model for one task in the eyes of one extractor: what their metrics are made of."""
 
     def __init__(self, features: Tensor, classes: Tensor | None, task: Task, current: Task):
-        self.features, self.classes = (
-            features,
-            classes,
-        )  # (N, F); int64 (N,), None where the extractor has no classifier
+        # (N, F); int64 (N,), None where the extractor has no classifier
+        self.features, self.classes = features, classes
         self.task, self.current = task, current  # whose samples they are; the task that was learned last
 
     @cached_property

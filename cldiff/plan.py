@@ -139,7 +139,10 @@ def draw(profile: str) -> None:
 
 def make_target(profile: str, target: str) -> None:
     """Makes one target of the plan. Raises Problem if it is not in it."""
-    found = json.loads(Path("results", profile, "jobs.json").read_text())
+    path = Path("results", profile, "jobs.json")
+    if not path.exists():
+        raise Problem(f"{path} is missing: `python -m cldiff plan {profile}` writes it")
+    found = json.loads(path.read_text())
     if target not in found:
         raise Problem(f"{target} is not in the plan of {profile}: `make paper PROFILE={profile}` makes what is")
     job = found[target]

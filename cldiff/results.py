@@ -95,7 +95,7 @@ def load_results(
     rows or of all, with these settings (parameters of Run, by name) or any.
 
     Raises ValueError for an unknown setting, ResultError if there is no such run, or if two runs of a data set differ
-    in more than method, weight and seed: their numbers do not belong into one table.
+    in more than method, weight, options and seed: their numbers do not belong into one table.
     """
     found = {path.parent: read_result(path.parent) for path in sorted(Path(results).glob("*/result.json"))}
     wanted = None if rows is None else labels_of(rows)
@@ -116,17 +116,12 @@ def load_results(
         raise ResultError(f"no finished run{of} in {results}: `make paper PROFILE=...` makes them")
     first: dict[str, tuple[Path, dict]] = {}
     for path, result in found.items():
-        run = {
-            **{
-                k: v
-                for k, v in dataclasses.asdict(Run(**result["run"])).items()
-                if k not in ("method", "weight", "options", "seed")
-            },
-            **{f"SHA-256 of {k}": v for k, v in result["sha256"].items() if k not in (*FILES, WEIGHTS)},
-        }
+        run = dataclasses.asdict(Run(**result["run"]))
+        run = {name: value for name, value in run.items() if name not in ("method", "weight", "options", "seed")}
+        run |= {f"SHA-256 of {k}": v for k, v in result["sha256"].items() if k not in (*FILES, WEIGHTS)}
         other_path, other = first.setdefault(run["dataset"], (path, run))
-        for key in run.keys() & other.keys():  # Inception may have been missing for one of them
-            if run[key] != other[key]:
+        for key in run:
+            if run[key] != other.get(key, run[key]):  # Inception may have been missing for one of them
                 raise ResultError(
                     f"{path.name} has {key}={run[key]}, {other_path.name} has {key}={other[key]}: "
                     "results of different protocols; delete or move one of them"

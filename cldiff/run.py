@@ -104,13 +104,15 @@ class Run(Parameters):
         for name in ("early", "late"):
             if getattr(self, name) not in self.curve_timesteps:
                 raise ValueError(f"{name}={getattr(self, name)}: expected one of {self.curve_timesteps}")
+        if self.early >= self.late:
+            raise ValueError(f"early={self.early}: expected less than late={self.late}")
         method = METHODS[self.method]
         if self.condition == "class" and method.by_task:
             raise ValueError(f"condition='class': {self.method} has weights for each task; expected 'task'")
         if method.weight is None and self.weight is not None:
             raise ValueError(f"weight={self.weight}: {self.method} has no loss of its own to weigh; leave it out")
-        if self.weight is None:
-            object.__setattr__(self, "weight", method.weight)
+        if not self.weight:  # of two zeros one has a sign, and a name of its own
+            object.__setattr__(self, "weight", method.weight if self.weight is None else 0.0)
         for name in self.options:
             if name not in method.Options.names():
                 known = ", ".join(method.Options.names()) or "it has none"

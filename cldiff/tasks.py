@@ -51,8 +51,16 @@ def sequence(
     dataset: str, first: int = 0, order: str = "label", classes_per_task: int = 2, seed: int = 0
 ) -> list[tuple[int, ...]]:
     """The classes of each task: those of a data set in label order, cut into tasks of so many, {0, 1}, {2, 3}, ...; the
-    tasks in this order, one of ORDERS; the first so many of them, or all (0)."""
-    starts = np.arange(0, DATASETS[dataset].classes, classes_per_task)
+    tasks in this order, one of ORDERS; the first so many of them, or all (0). Raises ValueError for an unknown
+    order and a cut that does not come out even."""
+    classes = DATASETS[dataset].classes
+    if order not in ORDERS:
+        raise ValueError(f"order={order!r}: expected one of {', '.join(ORDERS)}")
+    if classes_per_task < 1 or classes % classes_per_task:
+        raise ValueError(
+            f"classes_per_task={classes_per_task}: expected a divisor of {classes}, the classes of {dataset}"
+        )
+    starts = np.arange(0, classes, classes_per_task)
     starts = ORDERS[order](starts, seed)[: first or None]
     return [tuple(range(start, start + classes_per_task)) for start in starts.tolist()]
 
@@ -90,10 +98,11 @@ def _splits(dataset: str, root: Path) -> list[Split]:
         images, labels = split.images, split.labels
         kinds = f"{images.dtype} {tuple(images.shape)}, labels {labels.dtype} {tuple(labels.shape)}"
         alike = images.shape[1:] == train.images.shape[1:] and labels.shape == images.shape[:1]
-        if not alike or images.ndim != 4 or images.dtype != torch.uint8 or labels.dtype != torch.int64:
+        known_kind = images.ndim == 4 and images.dtype == torch.uint8 and labels.dtype == torch.int64
+        if not (alike and known_kind and images.shape[1] in (1, 3) and 4 <= images.shape[2] == images.shape[3]):
             raise DataError(
-                f"{known.title}: its {name} images are {kinds}; expected uint8 (N, colours, height, width), as large "
-                "in both splits, and int64 (N,): mend its loader"
+                f"{known.title}: its {name} images are {kinds}; expected square ones, uint8 (N, 1 or 3 colours, "
+                "height, width), of 4 pixels or more, as large in both splits, and int64 (N,): mend its loader"
             )
         if images.shape[1] != known.colours or labels.unique().tolist() != list(range(known.classes)):
             raise DataError(

@@ -76,9 +76,8 @@ class Resample(nn.Module):
         self.up, self.conv = up, nn.Conv2d(channels, channels, 3, stride=1 if up else 2, padding=1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        if (
-            self.up and torch.compiler.is_compiling()
-        ):  # the same; the gradient of F.interpolate is compiled to atomic additions
+        # The same twice: the gradient of F.interpolate is compiled to atomic additions.
+        if self.up and torch.compiler.is_compiling():
             x = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2).flatten(4, 5).flatten(2, 3)
         elif self.up:
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")

@@ -123,4 +123,7 @@ def verify_all(results: Path, data: str | Path = "data", only: str = "") -> None
         raise Problem(
             f"{folder}: the published {whose} differs from the fresh one by {z:.1f} standard errors, more than {LIMIT}"
         )
+    others = sum(path.parent.name.startswith(only) for path in results.glob("*/result.json")) - len(folders)
+    if others:
+        print(f"{others} other runs there have no {WEIGHTS} here, and were not verified")
     print(f"every difference, of a task and over all, is at most {z:.1f} standard errors ({LIMIT} are allowed)")

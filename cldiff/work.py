@@ -13,7 +13,7 @@ from filelock import Timeout
 
 from .files import claim, make_folder
 from .measure import Measurer
-from .results import find_start
+from .results import find_start, read_result
 from .run import Run
 from .study import planned, runs
 from .tasks import load_tasks
@@ -26,7 +26,7 @@ def never(margin: float) -> bool:
 
 def make_run(
     run: Run,
-    folder: Path,
+    folder: str | Path,
     data: str | Path = "data",
     device: str = "auto",
     checkpoint_seconds: float = 300,
@@ -38,19 +38,25 @@ def make_run(
 ) -> bool:
     """Claims a run, trains it, measures it and saves it into `folder`, from wherever an earlier call was stopped.
 
-    folder: of the run, in one of a profile, beside which those of other profiles lie. data: the folder of data sets.
-    stop(margin): asked after each step whether to stop before `margin` more seconds are over; then the run is left with
-    a checkpoint. progress: called with each step. wait: for another process that is at this run. first_task_only: ends
-    with the first task, which other runs share (see Run.first_task_name). start: what find_start() found elsewhere.
-    Returns whether what was asked for is there. Raises Problem, ValueError or OSError with one line that says what to
-    do.
+    folder: of the run, named as it is, in one of a profile, beside which those of other profiles lie. data: the folder
+    of data sets. stop(margin): asked after each step whether to stop before `margin` more seconds are over; then the
+    run is left with a checkpoint. progress: called with each step. wait: for another process that is at this run.
+    first_task_only: ends with the first task, which other runs share (see Run.first_task_name). start: what
+    find_start() found elsewhere. Returns whether what was asked for is there. Raises Problem, ValueError or OSError
+    with one line that says what to do.
     """
+    folder = Path(folder)
+    if folder.name != run.name:
+        raise ValueError(f"{folder}: expected a folder named as the run, {run.name}: results are read under that name")
+    if type(checkpoint_seconds) not in (int, float) or not checkpoint_seconds >= 0:
+        raise ValueError(f"checkpoint_seconds={checkpoint_seconds!r}: expected a number of at least 0")
     try:
         lock = nullcontext() if first_task_only else claim(folder, wait)  # train() has a lock for the first task
     except Timeout:
         return False
     with lock:
         if (folder / "result.json").exists():
+            read_result(folder)  # or it is damaged, and says so
             return True
         if not first_task_only:
             make_folder(folder)  # now, not when there is something to keep

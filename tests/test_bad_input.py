@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cldiff import DATASETS, Run, __main__, load_scores, load_tasks, work
+from cldiff.features import LENETS
 from cldiff.report.execute import ExecutionError, check_parameters
 from cldiff.results import ResultError, read_result
 
@@ -103,7 +104,10 @@ WORDS = [  # of python -m cldiff
     (["accept", "digits-sweep"], "results/digits-sweep lacks 78 of the trials, digits-l2-w0-s0-"),
     (["features", "own"], f"unknown data set 'own'; known: {', '.join(DATASETS)}"),
     (["verify", "none"], "none: no such folder; expected one of results"),
-    (["make", "smoke", "target"], "[Errno 2] No such file or directory: 'results/smoke/jobs.json'"),
+    (["make", "smoke", "target"], "results/smoke/jobs.json is missing: `python -m cldiff plan smoke` writes it"),
+    (["run", "smoke", "--budget", ""], "budget '': expected a number and s, m or h, for example 9m"),
+    (["run", "smoke", "--budget", "²m"], "budget '²m': expected a number and s, m or h, for example 9m"),
+    (["features", "digits"], f"{LENETS}/digits.pt is there already, and results name its SHA-256: delete it"),
 ]
 PARAMETERS = [  # of a notebook
     ({"stepps": 1}, "run.ipynb has no parameter 'stepps'; known: results, data, device"),

@@ -10,6 +10,7 @@ from conftest import same, tiny, with_noise_held_out
 from PIL import Image
 
 from cldiff import Measurer, features
+from cldiff.errors import Problem
 from cldiff.features import INCEPTION, LENETS, FeatureError, load_inception, load_lenet
 from cldiff.tasks import DATASETS, load_tasks, to_model
 from cldiff.train import train
@@ -165,6 +166,40 @@ def test_weights_and_features_in_a_folder_that_is_read_only_are_used(stand_in, d
     found = features.real_features(load_inception(tmp_path), few, tmp_path)
     assert {split: len(parts[0]) for split, parts in found.items()} == dict.fromkeys(splits, 5)
     assert [path.name for path in tmp_path.iterdir()] == [INCEPTION]
+
+
+def test_too_few_images_for_a_batch_of_the_lenet_are_one_line(three):
+    few = [dataclasses.replace(three[0], train=three[0].train[torch.arange(63)])]
+    with pytest.raises(Problem, match="^a LeNet cannot be trained on 63 images: expected at least 64, a batch$"):
+        features.train_lenet(few, epochs=1)
+
+
+def test_too_few_images_for_the_neighbours_of_precision_are_one_line_before_training(three):
+    few = [three[0], dataclasses.replace(three[1], validation=three[1].validation[torch.arange(3)])]
+    with pytest.raises(Problem, match="^digits: a task has 3 images in one of its splits, expected more than 3: "):
+        Measurer(tiny(), few)
+    Measurer(tiny(), [three[0], dataclasses.replace(three[1], validation=three[1].validation[torch.arange(4)])])
+
+
+def test_a_device_without_memory_for_inception_is_not_called_a_damaged_file(stand_in, monkeypatch):
+    def refuse(*words):
+        raise RuntimeError("CUDA out of memory.")
+
+    monkeypatch.setattr("cleanfid.inception_torchscript.InceptionV3W.to", refuse)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        load_inception(stand_in)
+
+
+def test_kept_features_are_those_of_a_cut_into_tasks(stand_in, digits, tmp_path):
+    """Images in the order of their classes, in two tasks and in one: the same bytes."""
+    inception, few = load_inception(stand_in), torch.arange(5)
+    halves = [
+        dataclasses.replace(t, **{k: getattr(t, k)[few] for k in ("train", "validation", "test")}) for t in digits[:2]
+    ]
+    images = torch.cat([t.train.images for t in halves]), torch.cat([t.train.labels for t in halves])
+    whole = dataclasses.replace(halves[0], train=features.Split(*images))
+    for tasks, sizes in ((halves, [5, 5]), ([whole], [10])):
+        assert [len(part) for part in features.real_features(inception, tasks, tmp_path)["train"]] == sizes
 
 
 @pytest.mark.parametrize("damage", ["cut", "folder"])

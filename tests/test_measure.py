@@ -395,11 +395,6 @@ def test_samples_in_colour_come_back_pixel_by_pixel(tmp_path):
     assert (pictures[0, 1] == 255).all()
 
 
-def test_pictures_of_two_colours_are_refused():
-    with pytest.raises(ValueError, match="images of 2 colours: samples.png shows grey"):
-        mosaic([torch.zeros(1, SHOWN, 2, 8, 8, dtype=torch.uint8)])
-
-
 def coloured(root: Path, sha256: dict) -> tuple[Split, Split]:
     """Four classes of noise, each around a colour of its own."""
     splits = []

@@ -211,6 +211,8 @@ def test_a_tenth_of_the_buffer_is_kept_apart(three):
         assert [len(one) for one in kept] == [36, 4] and not kept[0] & kept[1]
         assert kept[0] | kept[1] == set(pixels(plain["images"][plain["task"] == task]))
     assert at_task(tiny("self_tuned", buffer=5), three, 2).method.state["unseen task"].tolist() == [0, 1]
+    pairs = at_task(tiny("self_tuned", buffer=2), three, 2).method.state
+    assert [pairs[name].tolist() for name in ("task", "unseen task")] == [[0, 1], [0, 1]]
     single = at_task(tiny("self_tuned", buffer=1), three, 1)
     assert len(single.method.state["images"]) == 1  # plain replay of that image
     assert len(single.method.state["unseen"]) == 1 == single.method.held(single)["images"]  # it is both
@@ -257,6 +259,22 @@ def test_a_measurement_is_of_noised_images_under_their_ids_at_timesteps_all_over
         wanted = [sum(e for e, s in zip(errors, t) if s // 250 == bin) / 4 for bin in range(4)]
         torch.testing.assert_close(losses, torch.stack(wanted))
         assert torch.bincount(t // 250).tolist() == [4] * 4 and (t % 250).unique().numel() > 12
+
+
+@pytest.mark.parametrize("timesteps, bins", [(1000, 20), (50, 20), (1000, 64), (1000, 7), (50, 50)])
+def test_a_timestep_is_measured_in_the_bin_whose_weight_it_has(timesteps, bins, three):
+    changes = dict(timesteps=timesteps, early=0, late=timesteps - 1)
+    learner = at_task(tiny("self_tuned", options={"bins": bins}, **changes), three, 1)
+    seen, wanted = [], torch.arange(4 * bins) % bins
+    learner.ema.forward = lambda x, t, task: seen.append(t) or torch.zeros_like(x)
+    for learner.step in range(5):
+        learner.method.measure(learner)
+    assert len(seen) == 10 and all(torch.equal(t * bins // timesteps, wanted) for t in seen)
+
+
+def test_more_bins_than_timesteps_are_refused():
+    with pytest.raises(ValueError, match="^bins=51: expected at most one for each of timesteps=50$"):
+        tiny("self_tuned", options={"bins": 51}, timesteps=50, early=0, late=49)
 
 
 def test_measurements_are_so_many_steps_apart_and_begin_anew_with_a_task(three):

@@ -107,8 +107,8 @@ def test_every_parameter_is_part_of_the_name():
         "compiled": True,
         "multipliers": [2, 2],
         "channels": 16,
-        "early": 0,
-        "late": 0,
+        "early": 50,
+        "late": 700,
         "attention": 2,
         "inception": True,
         "curve_every": 1,
@@ -120,7 +120,7 @@ def test_every_parameter_is_part_of_the_name():
         "classes_per_task": 5,
         "dropout": 0.5,
     }
-    base = dataclasses.replace(SMOKE[0], method="replay", weight=1.0, early=0, late=0, eta=0.5)
+    base = dataclasses.replace(SMOKE[0], method="replay", weight=1.0, early=0, late=300, eta=0.5)
     for f in dataclasses.fields(Run):
         if f.name == "options":  # a method of the study has none: see test_methods.py
             continue
@@ -531,6 +531,10 @@ def test_the_plan_lists_a_first_task_once_before_its_runs_and_none_for_runs_that
     found = jobs("smoke", planned("smoke", seeds=2))
     assert [target for target, job in found.items() if job["kind"] == "first_task"] == first[1:]
     assert sum("after" in job for job in found.values()) == 5
+    for run in runs("smoke", 2)[5:7]:  # which have their first task behind them
+        (tmp_path / "results/smoke" / run.name).mkdir(parents=True)
+        (tmp_path / "results/smoke" / run.name / "checkpoint.pt").touch()
+    assert sum("after" in job for job in jobs("smoke", planned("smoke", seeds=2)).values()) == 3
 
 
 def test_draw_executes_the_notebooks_of_data_sets_that_have_finetuning_and_no_run(monkeypatch, tmp_path):

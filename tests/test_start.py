@@ -95,6 +95,19 @@ def test_a_start_is_sent_to_workers_who_do_not_have_it(copy):
         assert len({file_sha256(results / place / run.name / name) for place in ("second", "third")}) == 1
 
 
+def test_a_first_task_from_other_weights_of_the_same_name_is_named(copy, tmp_path):
+    results, other = copy
+    run, changed = tiny("replay", start=other.name, **SHORT), results / "first" / other.name
+    assert make_run(tiny(start=other.name, **SHORT), results / "second" / tiny(start=other.name, **SHORT).name)
+    saved = load_tensors(changed / WEIGHTS)
+    save_tensors(changed / WEIGHTS, {**saved, "parameters": {k: p + 1 for k, p in saved["parameters"].items()}})
+    result = json.loads((changed / "result.json").read_text())
+    result["sha256"][WEIGHTS] = file_sha256(changed / WEIGHTS)
+    (changed / "result.json").write_text(json.dumps(result))
+    with pytest.raises(Problem, match="belongs to .* from weights .*, not to .* from weights .*: move it away"):
+        make_run(run, results / "second" / run.name, device="cpu")
+
+
 def test_a_start_that_is_missing_is_said_before_workers_are_asked(tmp_path):
     run = tiny(start="digits-finetune-s0-00000000", **SHORT)
     with pytest.raises(ResultError, match="weights.pt is missing"):
@@ -129,6 +142,14 @@ def test_a_start_of_another_size_is_one_line_before_images_are_looked_at(changes
     monkeypatch.setattr("cldiff.work.Measurer", lambda *words: pytest.fail("looked at"))
     with pytest.raises(Problem, match=f"^start={other.name}: {message}$"):
         make_run(run, results / "second" / run.name, device="cpu")
+
+
+def test_dropout_may_be_another_than_that_of_the_start(copy):
+    results, other = copy
+    saved = load_tensors(results / "first" / other.name / WEIGHTS)
+    net = UNet(**{**saved["arguments"], "dropout": 0.5})
+    begin(net, saved, other.name)
+    assert all(torch.equal(p, saved["parameters"][name].float()) for name, p in net.state_dict().items())
 
 
 def test_an_older_file_without_patch_is_compared_by_its_default_and_no_other_network_is_built(copy, monkeypatch):

@@ -394,6 +394,14 @@ def splits(change=lambda train, test: (train, test)):
             lambda a, b: (Split(a.images.numpy(), a.labels.numpy()), b),
             "its training images are uint8 .*mend its loader",
         ),
+        (
+            lambda *splits: [Split(s.images.repeat(1, 4, 1, 1), s.labels) for s in splits],
+            r"its training images are torch.uint8 \(40, 4, 8, 8\).*expected square ones, uint8 \(N, 1 or 3 colours",
+        ),
+        (
+            lambda *splits: [Split(s.images[..., :4], s.labels) for s in splits],
+            r"its training images are torch.uint8 \(40, 1, 8, 4\).*expected square ones",
+        ),
         (lambda a, b: (a, b[b.labels == 1]), "has 1 colours and 1 classes up to 1 in its test images, expected 1 and"),
         (lambda a, b: (Split(a.images.repeat(1, 3, 1, 1), a.labels), b), "has 3 colours and 2 classes up to 1"),
     ],
@@ -405,6 +413,22 @@ def test_what_a_loader_returns_is_checked_and_the_message_says_what_to_mend(chan
         load_tasks("own", classes_per_task=1)
     monkeypatch.setitem(DATASETS, "own", Dataset("Own", lambda root, sha256: splits(), {}, classes=2))
     assert len(load_tasks("own", classes_per_task=1)) == 2
+
+
+@pytest.mark.parametrize("size", [3, 0, 20])
+def test_a_cut_that_does_not_come_out_even_is_refused(size):
+    with pytest.raises(ValueError, match=f"^classes_per_task={size}: expected a divisor of 10, the classes of digits$"):
+        load_tasks("digits", classes_per_task=size)
+
+
+def test_an_unknown_order_is_named():
+    with pytest.raises(ValueError, match="^order='random': expected one of label, reversed, shuffled$"):
+        load_tasks("digits", order="random")
+
+
+def test_labels_that_images_lack_are_named_by_the_split_into_validation():
+    with pytest.raises(DataError, match="^4 images and 3 labels: expected one for each image$"):
+        loaders.cut(Split(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(3)), one_in=10)
 
 
 def test_the_data_set_of_the_docs_is_read_and_its_damage_named(tmp_path, monkeypatch):

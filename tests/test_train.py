@@ -8,6 +8,8 @@ from pathlib import Path
 from shutil import which
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import copied, same, tiny, weights, weights_after_tasks
@@ -18,6 +20,8 @@ from cldiff.errors import Problem
 from cldiff.files import load_tensors, save_tensors
 from cldiff.learner import Learner, TrainingError
 from cldiff.methods import METHODS, Method
+from cldiff.metrics import METRICS, OfClasses
+from cldiff.results import ResultError
 from cldiff.train import check_precision, first_task_path, pick_device, train
 from cldiff.work import make_run
 
@@ -228,6 +232,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(three, tmp_pat
         steps = train(run, three, tmp_path / "run")
         first = next(steps)
     assert first.total == 7
+    # A damaged file that stayed would take the place of the good one when the next is saved.
+    assert [file.name for file in path.parent.glob("*.pt")] == ["checkpoint.before.pt"]
     measured(first)
     for resumed in steps:
         measured(resumed)
@@ -281,6 +287,56 @@ def test_checkpoints_hold_nothing_that_only_pickle_can_read(three, tmp_path):
     assert (state["task"], state["step"]) == (1, 1) and state["method"] and state["record"]["scores"]
     (first,) = (tmp_path / "first_task").glob("*.pt")
     assert torch.load(io.BytesIO(first.read_bytes()[32:]), weights_only=True)["task"] == 0
+
+
+@pytest.mark.parametrize("value", [np.mean([1.0, 0.0]), torch.tensor(0.5)], ids=["NumPy's", "torch's"])
+def test_values_of_somebodys_metric_may_be_others_than_floats(value, tmp_path, monkeypatch):
+    """Which checkpoints, the first task's among them, could not hold, or a column of numbers not."""
+    monkeypatch.setitem(METRICS, "own", OfClasses("own", 2, lambda drawn: value, headline=True))
+    run = tiny("replay", steps=1, tasks=2)
+    for first_task_only in (True, False):
+        assert make_run(run, tmp_path / run.name, device="cpu", first_task_only=first_task_only)
+    scores = pd.read_csv(tmp_path / run.name / "scores.csv")
+    assert scores.value[scores.metric == "own"].tolist() == [0.5] * 3
+    replicates = pd.read_csv(tmp_path / run.name / "bootstrap.csv").set_index("metric").filter(like="replicate")
+    assert (replicates.loc["own"] == 0.5).all(axis=None)
+
+
+def test_what_a_method_keeps_and_no_checkpoint_can_hold_is_one_line_in_the_first_step(three, tmp_path, monkeypatch):
+    class Counting(METHODS["replay"]):
+        def start_task(self, learner):
+            super().start_task(learner)
+            self.state["count"] = 5
+
+    monkeypatch.setitem(METHODS, "replay", Counting)
+    steps = train(tiny("replay", steps=2), three, tmp_path / "run")
+    assert [next(steps).total, next(steps).total] == [1, 2]
+    with pytest.raises(Problem, match=r"state\['count'\] is int, expected a tensor"):
+        next(steps)
+
+
+def test_a_weight_that_no_float_can_hold_stops_the_run(three):
+    """Clipping by a norm that is infinite leaves nothing of any gradient."""
+    steps = train(tiny("replay", weight=1e30, steps=2), three)
+    next(steps), next(steps)
+    with pytest.raises(TrainingError, match=r"no longer finite at step 1 of task 2: lower .*, weight=1e\+30 or clip="):
+        next(steps)
+
+
+def test_a_folder_of_another_name_and_a_damaged_result_are_one_line_before_training(tmp_path):
+    run = tiny(steps=1, tasks=2)
+    with pytest.raises(ValueError, match=f"^{tmp_path}/own: expected a folder named as the run, {run.name}"):
+        make_run(run, str(tmp_path / "own"), device="cpu")
+    (tmp_path / run.name).mkdir()
+    (tmp_path / run.name / "result.json").touch()
+    with pytest.raises(ResultError, match=f"{run.name}: cut short or damaged"):
+        make_run(run, tmp_path / run.name, device="cpu")
+
+
+@pytest.mark.parametrize("seconds", ["5m", None, -1, float("nan")])
+def test_seconds_between_checkpoints_are_asked_for_before_training(seconds, tmp_path):
+    with pytest.raises(ValueError, match=f"^checkpoint_seconds={seconds!r}: expected a number of at least 0$"):
+        make_run(tiny(), tmp_path / tiny().name, device="cpu", checkpoint_seconds=seconds)
 
 
 class Harmful:
@@ -459,7 +515,7 @@ def test_bfloat16_is_refused_on_a_gpu_that_has_to_emulate_it(monkeypatch, tmp_pa
     check_precision(tiny(), torch.device("cuda"))
     check_precision(half, torch.device("cpu"))
     with pytest.raises(TrainingError, match="Tesla T4 has no bfloat16: use precision='float32'"):
-        make_run(half, tmp_path, device="cuda")
+        make_run(half, tmp_path / half.name, device="cuda")
     found = (8, 0)
     check_precision(half, torch.device("cuda"))
 
@@ -563,10 +619,17 @@ def test_what_cannot_be_compiled_is_one_line(three, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "where", ["learner.UNet.of", "measure.real_features", "learner.Learner.update", "methods.replay.Replay.start_task"]
+    "where",
+    [
+        "learner.UNet.of",
+        "features.LeNet.to",
+        "measure.real_features",
+        "learner.Learner.update",
+        "methods.replay.Replay.start_task",
+    ],
 )
 def test_no_memory_is_one_line_wherever_it_is_asked_for(where, tmp_path, monkeypatch):
-    def refuse(*words):
+    def refuse(*words, **how):
         raise RuntimeError("CUDA out of memory.\nTried to allocate 80 GiB")
 
     monkeypatch.setattr(f"cldiff.{where}", refuse)
@@ -582,9 +645,10 @@ def test_a_python_that_torch_does_not_compile_for_is_one_line(monkeypatch):
         raise RuntimeError("torch.compile is not supported on Python 3.15+")
 
     monkeypatch.setattr(torch, "compile", refuse)
+    run = tiny(compiled=True)
     said = r"^torch.compile failed \(torch.compile is not supported on Python 3.15\+\): use compiled=False$"
     with pytest.raises(TrainingError, match=said):
-        make_run(tiny(compiled=True), Path("/nowhere"), device="cpu", first_task_only=True)
+        make_run(run, Path("/nowhere") / run.name, device="cpu", first_task_only=True)
 
 
 @pytest.mark.parametrize(

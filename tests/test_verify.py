@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -186,6 +187,13 @@ def test_the_error_of_a_difference_is_that_of_two_samples(published, monkeypatch
     monkeypatch.setattr("cldiff.verify.fid", lambda features, of: 1.0 + next(values) % 4)
     table = verify(published)
     assert table[table.metric == "fid"].error.to_numpy() == pytest.approx(2**0.5)
+
+
+def test_the_error_of_a_share_is_that_of_both_samples(published, monkeypatch):
+    """n fresh samples, all right, beside n published ones, nearly all right: a binomial's variance, twice."""
+    table = verify(published).query("metric == 'accuracy'")
+    share = (table.published * table.samples + table.fresh * table.samples + 1) / (2 * table.samples + 2)
+    assert table.error.to_numpy() == pytest.approx(np.sqrt(2 * share * (1 - share) / table.samples).to_numpy())
 
 
 def test_the_weights_of_another_run_are_named(published, copy):

@@ -56,6 +56,13 @@ def check_batch(batch: Batch, image: tuple[int, ...], timesteps: int, ids: int) 
             raise Problem(f"batch: x0 reaches {batch.x0.abs().max():g}, expected [-1, 1]: to_model() makes it so")
 
 
+def check_state(state: dict) -> None:
+    """Raises Problem for what a method keeps and no checkpoint can hold."""
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise Problem(f"state[{name!r}] is {type(value).__name__}, expected a tensor: torch.tensor() makes it one")
+
+
 class Method:
     """Finetuning: nothing but the current task's loss. Other methods override what they need.
 
@@ -64,13 +71,11 @@ class Method:
     """
 
     label = "Finetuning"  # in tables and legends
-    weight: float | None = (
-        None  # default weight of the method's own loss; None: it has no such loss and takes no weight
-    )
+    # Default weight of the method's own loss; None: it has no such loss and takes no weight.
+    weight: float | None = None
     tuned = False  # whether the weight is always one that a sweep chose: labels leave it out
-    shares_first_task = (
-        True  # whether the method does nothing in the first task, which is then trained once for all such
-    )
+    # Whether the method does nothing in the first task, which is then trained once for all such.
+    shares_first_task = True
     by_task = False  # whether each task has weights of its own, so that the network must be given its ID
     passes = 3  # forward passes that an image costs in a step; a backward pass counts as two
     version = 1  # raised when changed code gives other numbers: part of a run's name

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ..learner import Learner
 
-HELD = 2**27  # numbers in the gradients that are held at a time: 512 MB
+HELD = 2**25  # numbers in the gradients of some images: 128 MB, of which there are three at a time, at most
 
 
 def gradients(learner: Learner, images: int, of: Callable[[Tensor, Tensor], Tensor]) -> Iterator[Tensor]:

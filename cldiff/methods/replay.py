@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from ..learner import Learner
 
 
+def turns(values: torch.Tensor) -> torch.Tensor:
+    """int64 (N,): of each of the values (N,), how many before it are the same."""
+    same = values.unsqueeze(1) == values.unique()  # (N, different ones)
+    return (same.cumsum(0) * same).sum(1) - 1
+
+
 def buffer(learner: Learner, task: int) -> Split:
     """The training images of a past task that replay keeps: run.buffer of them, chosen by the seed alone."""
     train = learner.tasks[task].train
     order = torch.randperm(len(train), generator=learner.generator("buffer", task=task, step=0, device="cpu"))
     if learner.run.balanced:
-        same = train.labels[order].unsqueeze(1) == train.labels.unique()  # (N, classes)
-        turn = (same.cumsum(0) * same).sum(1)  # the how manyth of its class each image is
-        order = order[turn.argsort(stable=True)]
+        order = order[turns(train.labels[order]).argsort(stable=True)]
     return train[order[: learner.run.buffer]]
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 from ..lazy import no_grad, torch
 from ..parameters import Parameters, number
 from .base import Batch
-from .replay import Replay
+from .replay import Replay, turns
 
 if TYPE_CHECKING:
     from ..learner import Learner
 
 
 class SelfTunedReplay(Replay):
-    """Experience replay that keeps a tenth of its images, one of each task at least, unseen: where the loss of the
+    """Experience replay that keeps every tenth image of an ID unseen, from its second on: where the loss of the
     others falls below theirs, the weight falls with it, by their ratio, in each bin of timesteps."""
 
     label = "Self-tuned replay"
@@ -25,6 +25,11 @@ class SelfTunedReplay(Replay):
         bins: int = number(20, 1, help="of timesteps, each with a weight of its own")
         every: int = number(50, 1, help="steps between two measurements")
 
+    @staticmethod
+    def check(options: Options, timesteps: int) -> None:
+        if options.bins > timesteps:
+            raise ValueError(f"bins={options.bins}: expected at most one for each of timesteps={timesteps}")
+
     def held(self, learner: Learner) -> dict[str, int]:
         seen, unseen = self.state["images"], self.state["unseen"]
         return super().held(learner) | {"images": len(seen) + (0 if torch.equal(seen, unseen) else len(unseen))}
@@ -32,9 +37,8 @@ class SelfTunedReplay(Replay):
     def start_task(self, learner: Learner) -> None:
         super().start_task(learner)
         images, task = self.state["images"], self.state["task"]
-        place = (task[:, None] == task).tril().sum(1) - 1  # of an image, among those of its ID
-        held = place % 10 == 1
-        unseen = held if held.any() else ~held  # of a single image there is no tenth: plain replay
+        held = turns(task) % 10 == 1
+        unseen = held if held.any() else ~held  # single images are both: plain replay
         self.state |= {"images": images[~held], "task": task[~held]}
         self.state |= {"unseen": images[unseen], "unseen task": task[unseen]}
         self.state["losses"] = torch.zeros(2, self.options.bins, device=learner.device)  # of the buffer, of the unseen
@@ -45,7 +49,8 @@ class SelfTunedReplay(Replay):
         bins, T = self.options.bins, learner.run.timesteps
         bin = torch.arange(4 * bins, device=learner.device) % bins
         inside = torch.rand(len(bin), generator=learner.generator("place in the bin"), device=learner.device)
-        t = ((bin + inside) * T / bins).long().clamp(max=T - 1)
+        first = -(-torch.arange(bins + 1, device=learner.device) * T // bins)  # of each bin, where it has a remainder
+        t = ((bin + inside) * T / bins).long().clamp(first[bin], first[bin + 1] - 1)
         for row, (images, task) in enumerate((("images", "task"), ("unseen", "unseen task"))):
             batch = learner.draw(self.state[images], self.state[task], "self-tuning", size=len(t))
             guess = learner.ema(learner.diffusion.noised(batch.x0, t, batch.noise), t, batch.task)

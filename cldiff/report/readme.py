@@ -19,7 +19,7 @@ from ..rows import STUDY
 from ..run import Run
 from ..stats import average, forgetting, result_matrix
 from ..study import PROFILES
-from ..tasks import DATASETS, sequence
+from ..tasks import DATASETS
 from .tables import mean_and_error
 
 VERDICTS = (
@@ -176,7 +176,10 @@ def methods() -> str:
 
 
 def datasets() -> str:
-    rows = [[f"`{n}`", d.title, str(d.classes), str(len(sequence(n))), str(d.colours)] for n, d in DATASETS.items()]
+    rows = [
+        [f"`{n}`", d.title, str(d.classes), form(d.classes / Run.classes_per_task), str(d.colours)]
+        for n, d in DATASETS.items()
+    ]
     return written([["data set", "title", "classes", "tasks", "colours"], *rows])
 
 
