@@ -79,7 +79,7 @@ def run(words: argparse.Namespace) -> None:
     """make the runs of a profile that are not there yet, one after the other or on a cluster, without Jupyter"""
     one_line_a_minute()
     from .plan import set_aside_damaged
-    from .study import known_profile, planned, results_folder, runs
+    from .study import known_profile, planned, results_folder
     from .train import pick_device
     from .work import left, run_pending
 
@@ -87,7 +87,7 @@ def run(words: argparse.Namespace) -> None:
     if words.cluster and words.budget is not None or words.shared and not words.cluster:
         raise ValueError("--budget is for one machine, --shared for --cluster: leave it out")
     budget = math.inf if words.budget is None else seconds(words.budget)
-    asked = runs(words.profile, words.seeds, words.only)
+    asked = planned(words.profile, words.seeds, words.only)
     if not asked:
         raise ValueError(
             f"no run of {words.profile} starts with {words.only!r}: `python -m cldiff list {words.profile}` names "
@@ -98,15 +98,14 @@ def run(words: argparse.Namespace) -> None:
     if words.cluster:
         from .cluster import run_on_dask
 
-        chosen = planned(words.profile, words.seeds, words.only)
-        failed = run_on_dask(words.cluster, chosen, out, words.shared, device=words.device, data=words.data)
+        failed = run_on_dask(words.cluster, asked, out, words.shared, device=words.device, data=words.data)
         for name, why in failed.items():
             print(f"{name}: {why}", file=sys.stderr)
         if failed:
             raise Problem(f"{len(failed)} of {total} runs failed, as said above; the same command tries them again")
-        rest = left(words.profile, words.seeds, words.only, out)
+        rest = left(asked, out)
     else:
-        rest = run_pending(words.profile, words.seeds, words.only, out, words.device, words.data, budget)
+        rest = run_pending(asked, out, words.device, words.data, budget)
     print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else f", results are in {out}"))
 
 

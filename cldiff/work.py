@@ -1,4 +1,4 @@
-"""Work done: one run, from its claim to its results, and the runs of a profile one after the other."""
+"""Work done: one run, from its claim to its results, and several one after the other."""
 
 import math
 import os
@@ -15,7 +15,6 @@ from .files import claim, make_folder
 from .measure import Measurer
 from .results import find_start, read_result
 from .run import Run
-from .study import planned, runs
 from .tasks import load_tasks
 from .train import Step, check_compiler, check_precision, forget, one_line_errors, pick_device, train
 
@@ -103,10 +102,8 @@ def make_run(
         return True
 
 
-def run_pending(
-    profile: str, seeds: int, only: str, out: Path, device: str, data: str, budget: float = math.inf
-) -> int:
-    """Makes the runs of a profile that are not in `out`, one after the other.
+def run_pending(runs: list[Run], out: Path, device: str, data: str, budget: float = math.inf) -> int:
+    """Makes the runs that are not in `out`, one after the other.
 
     Stops before `budget` seconds are over, but for what a task begins with (pools, importances), with a checkpoint to
     continue from. Returns how many runs are left. Runs that another process works on are left to it. On SIGTERM or
@@ -129,7 +126,7 @@ def run_pending(
         stopped[:] = [True] * (bool(asked) or time.monotonic() + margin > end)
         return bool(stopped)
 
-    for run in planned(profile, seeds, only):
+    for run in runs:
         if (out / run.name / "result.json").exists():
             continue
         stopped.clear()
@@ -137,7 +134,7 @@ def run_pending(
             made = make_run(run, out / run.name, data, device, stop=over, progress=progress, wait=False)
         if not made and stopped or over(0):
             break
-    rest = left(profile, seeds, only, out)
+    rest = left(runs, out)
     if asked and rest:
         raise KeyboardInterrupt
     return rest
@@ -163,5 +160,5 @@ def progress_bar(title: str, tasks: int | None = None) -> Iterator[Callable[[Ste
             bar.close()
 
 
-def left(profile: str, seeds: int, only: str, out: Path) -> int:
-    return sum(not (out / run.name / "result.json").exists() for run in runs(profile, seeds, only))
+def left(runs: list[Run], out: Path) -> int:
+    return sum(not (out / run.name / "result.json").exists() for run in runs)

@@ -31,19 +31,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def two(monkeypatch):
-    """A profile of two short runs."""
-    found = [tiny("finetune", steps=2), tiny("replay", steps=2)]
-    for name in ("runs", "planned"):
-        monkeypatch.setattr(work, name, lambda profile, seeds, only: found)
+    """Two short runs."""
     monkeypatch.setattr(work.signal, "signal", lambda *_: None)
-    return found
+    return [tiny("finetune", steps=2), tiny("replay", steps=2)]
 
 
 def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tmp_path):
-    assert run_pending("any", 1, "", tmp_path / "whole", "cpu", "data") == 0
+    assert run_pending(two, tmp_path / "whole", "cpu", "data") == 0
     calls, left = 0, 2
     while left:
-        left = run_pending("any", 1, "", tmp_path / "pieces", "cpu", "data", budget=0)
+        left = run_pending(two, tmp_path / "pieces", "cpu", "data", budget=0)
         calls += 1
     assert calls == 10 + 8  # one step a call; the first task is shared
     for run in two:
@@ -53,7 +50,7 @@ def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tm
 
 def test_a_run_that_another_process_works_on_is_left_to_it(two, tmp_path):
     with claim(tmp_path / two[0].name):
-        assert run_pending("any", 1, "", tmp_path, "cpu", "data") == 1
+        assert run_pending(two, tmp_path, "cpu", "data") == 1
     assert not (tmp_path / two[0].name).exists() and (tmp_path / two[1].name / "result.json").exists()
 
 
@@ -61,8 +58,8 @@ def test_waiting_for_the_first_task_of_another_process_ends_with_the_budget(two,
     first = tmp_path / "first_task" / f"{two[0].first_task_name}.lock"
     first.parent.mkdir()
     with FileLock(first):
-        assert run_pending("any", 1, "", tmp_path, "cpu", "data", budget=1) == 2
-    assert run_pending("any", 1, "", tmp_path, "cpu", "data") == 0
+        assert run_pending(two, tmp_path, "cpu", "data", budget=1) == 2
+    assert run_pending(two, tmp_path, "cpu", "data") == 0
 
 
 def test_waiting_and_compiling_before_the_first_step_do_not_make_every_step_look_long(two, tmp_path, monkeypatch):
@@ -76,7 +73,7 @@ def test_waiting_and_compiling_before_the_first_step_do_not_make_every_step_look
 
     monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(work, "train", slow_to_start)
-    assert run_pending("any", 1, "", tmp_path, "cpu", "data", budget=300) == 0
+    assert run_pending(two, tmp_path, "cpu", "data", budget=300) == 0
     assert clock.now == 100 + 9 + 100 + 7
 
 
@@ -92,7 +89,7 @@ def test_a_call_stops_before_measuring_that_took_long_in_an_earlier_one(two, tmp
     monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(cldiff.measure.Measurer, "_scores", slow)
     for call in (1, 2, 3):  # the scores of one task in each, with which the next call then begins
-        assert run_pending("any", 1, "", tmp_path, "cpu", "data", budget=150) == 2
+        assert run_pending(two, tmp_path, "cpu", "data", budget=150) == 2
         assert clock.now == 100 * call
 
 
@@ -150,7 +147,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(monkeypatch, tmp_path):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_pending("smoke", 1, "", tmp_path, "cpu", "data")
+            run_pending(runs("smoke"), tmp_path, "cpu", "data")
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -162,7 +159,7 @@ def test_asked_to_stop_in_the_last_step_of_all_it_is_done(monkeypatch, tmp_path)
     monkeypatch.setattr(work, "left", lambda *_: 0)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        assert run_pending("smoke", 1, "", tmp_path, "cpu", "data") == 0
+        assert run_pending(runs("smoke"), tmp_path, "cpu", "data") == 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
