@@ -81,11 +81,14 @@ def find_start(run: Run, folder: Path) -> bytes | None:
             f"start={run.start}: {places[0]}/*/{run.start}/{WEIGHTS} is missing, and from {places[1]} too; expected a "
             "finished run, whose network this one starts from"
         )
-    try:
-        load_weights(found[0].parent, read_result(found[0].parent))
-    except ValueError as error:
-        raise ResultError(str(error)) from None
-    return found[0].read_bytes()
+    damage = []
+    for path in found:
+        try:
+            load_weights(path.parent, read_result(path.parent))
+            return path.read_bytes()
+        except (ValueError, ResultError) as error:
+            damage.append(str(error))
+    raise ResultError(damage[0])
 
 
 def load_results(

@@ -12,7 +12,7 @@ from cldiff import load_scores, make_run
 from cldiff.cluster import run_all
 from cldiff.errors import Problem
 from cldiff.files import file_sha256, load_tensors, save_tensors
-from cldiff.results import WEIGHTS, ResultError
+from cldiff.results import WEIGHTS, ResultError, find_start
 from cldiff.unet import UNet, begin
 
 SHORT = dict(steps=1, tasks=2)
@@ -93,6 +93,15 @@ def test_a_start_is_sent_to_workers_who_do_not_have_it(copy):
     assert make_run(run, results / "third" / run.name, device="cpu")
     for name in ("scores.csv", WEIGHTS):
         assert len({file_sha256(results / place / run.name / name) for place in ("second", "third")}) == 1
+
+
+def test_a_damaged_copy_of_a_start_does_not_hide_a_whole_one(copy):
+    results, other = copy
+    shutil.copytree(results / "first" / other.name, results / "a" / other.name)
+    (results / "a" / other.name / WEIGHTS).write_bytes(b"cut")
+    run = tiny(start=other.name, **SHORT)
+    found = find_start(run, results / "second" / run.name)
+    assert found == (results / "first" / other.name / WEIGHTS).read_bytes()
 
 
 def test_a_first_task_from_other_weights_of_the_same_name_is_named(copy, tmp_path):
