@@ -3,8 +3,11 @@ PROFILE ?= digits
 SEEDS   ?= 1
 # Those that a job may use, not all of the machine's.
 CORES   := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-JOBS    ?= $(if $(filter paper,$(PROFILE)),1,$(CORES))
 DEVICE  ?= auto
+# A GPU is for one run at a time.
+ifeq ($(origin JOBS),undefined)
+JOBS    := $(if $(filter-out cpu,$(DEVICE)),$(if $(filter paper,$(PROFILE))$(shell nvidia-smi -L 2>/dev/null),1,$(CORES)),$(CORES))
+endif
 CHECKPOINT ?= 300
 BUDGET  ?= 1h
 CLUSTER ?=

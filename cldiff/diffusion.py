@@ -151,7 +151,7 @@ class Diffusion:
             raise ValueError(f"terms={terms}: expected 1 .. {self.timesteps}, the number of timesteps")
         k = torch.arange(terms, device=self.device)
         ends = torch.maximum((self.timesteps ** (k / max(terms - 1, 1))).round().long(), k + 1)
-        ends[-1] = self.timesteps
+        ends[-1:] = self.timesteps  # a fill; one element would be copied, and the GPU waited for
         starts = torch.cat([ends.new_zeros(1), ends[:-1]])
         return starts, ends - starts
 

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 
 from .lazy import torch
 
-NO_MEMORY = re.compile("out of memory|allocate memory")  # in torch's words
+# In torch's words; cuDNN finds no engine where there is no room for its workspace.
+NO_MEMORY = re.compile(
+    "out of memory|allocate memory|STATUS_ALLOC_FAILED|unable to find an engine|find a valid cuDNN algorithm"
+)
 
 
 class Problem(RuntimeError):

@@ -142,14 +142,15 @@ class Learner:
             [self.diffusion.sample(self.model(i), x, steps, eta, generator=generator) for i, x in zip(ids, parts)]
         )
 
+    def half(self):
+        """A context of the precision that the run trains in."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.run.precision == "bfloat16" else nullcontext()
+
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch under the current weights, a scalar; dropout is the same for each call within a step."""
         with self.fork():  # dropout draws from the global generator
             torch.manual_seed(self.derive("dropout"))
-            half = (
-                torch.autocast(self.device.type, torch.bfloat16) if self.run.precision == "bfloat16" else nullcontext()
-            )
-            with half:
+            with self.half():
                 guess = self._net(self.diffusion.noised(batch.x0, batch.t, batch.noise), batch.t, batch.task)
         return (batch.share * (guess.float() - batch.target).square().flatten(1).mean(1)).sum()
 

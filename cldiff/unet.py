@@ -64,7 +64,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         pixels = self.norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, H * W, C), no copy where x is channels-last
-        h = self.out(F.scaled_dot_product_attention(*self.qkv(pixels).chunk(3, dim=-1)))
+        heads = self.qkv(pixels).unsqueeze(1).chunk(3, dim=-1)  # one; a GPU's fused kernels ask for four dimensions
+        h = self.out(F.scaled_dot_product_attention(*heads).squeeze(1))
         return x + h.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 

@@ -187,6 +187,8 @@ def main() -> None:
         end = time.monotonic() + parsed(words.budget)
         words.device = pick_device(words.device).type
         check_precision(runs(words.profile)[0], torch.device(words.device))
+        if subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], capture_output=True).returncode:
+            raise ValueError("git does not know who commits results: set git config user.name and user.email")
         name = machine_name(provenance(torch.device(words.device)))
         paths = {part: OUT / f"{name}{suffix}" for part, (_, suffix) in PARTS.items()}
         for part, path in paths.items():

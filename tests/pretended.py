@@ -132,7 +132,9 @@ class Words(TorchFunctionMode):
             self.watched.waits("tolist")
         if func is torch.nn.functional.one_hot and place() == GPU:  # on a CPU the numbers are looked at
             return (args[0][..., None] == self.asking(GPU, torch.arange, args[1], device=CPU)).long()
-        if func is Tensor.__setitem__ and not isinstance(args[2], Tensor):  # a GPU fills, and copies no number
+        if func is Tensor.__setitem__ and not isinstance(args[2], Tensor):  # a GPU fills with a number
+            if place() == GPU and args[0][args[1]].ndim == 0:
+                self.watched.waits("a number copied to one element")
             args = (*args[:2], self.asking(place(), torch.full, (), args[2], dtype=args[0].dtype, device=CPU))
         device = kwargs.get("device")
         if device is not None:

@@ -121,6 +121,7 @@ WAITS = {
     "number to the GPU": lambda x: torch.tensor(3, device="cuda"),
     "numbers to the GPU": lambda x: torch.ones(3).to("cuda"),
     "copy_": lambda x: x.copy_(torch.ones(3)),
+    "set one": lambda x: x.__setitem__(0, 4.0),
 }
 MIXED = {
     "sum": lambda x: x + torch.ones(3),
@@ -139,7 +140,7 @@ QUIET = {
     "like": lambda x: torch.full_like(x, 3) + x.new_zeros(3),
     "factory": lambda x: torch.arange(3, device=x.device) + torch.rand(3, device="cuda", generator=Generator("cuda")),
     "index": lambda x: x[x.long().clamp(max=2)],
-    "set": lambda x: (x.__setitem__(0, 4.0), x)[1],
+    "set": lambda x: (x.__setitem__(slice(1), 4.0), x)[1],
     "where": lambda x: torch.where(x > 0, x, 0).masked_fill(x > 2, 0),
     "one hot": lambda x: F.one_hot(x.long(), 4),
     "dtype": lambda x: x.to(torch.float64).to("cuda"),

@@ -184,6 +184,8 @@ def day(tmp_path, monkeypatch, capsys):
     `slow` are not done in that time."""
     monkeypatch.chdir(tmp_path)
     gpu_day.OUT.mkdir(parents=True)
+    for name, value in (("NAME", "a"), ("EMAIL", "a@b")):
+        monkeypatch.setenv(f"GIT_COMMITTER_{name}", value)
 
     def spend(budget: str, slow: tuple[str, ...] = ()) -> tuple[dict[str, float], str]:
         clock = Clock()
@@ -267,6 +269,19 @@ def test_what_cannot_be_done_is_one_line(words, line, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         gpu_day.main()
     assert re.fullmatch(line, stopped.value.code)
+
+
+def test_a_day_that_could_not_commit_is_not_begun(monkeypatch):
+    def nobody(words, **how):
+        assert words == ["git", "var", "GIT_COMMITTER_IDENT"]
+        return subprocess.CompletedProcess(words, 128)
+
+    monkeypatch.setattr(gpu_day.subprocess, "run", nobody)
+    monkeypatch.setattr(gpu_day, "PARTS", None)
+    monkeypatch.setattr(sys, "argv", ["gpu_day.py", "--device", "cpu"])
+    with pytest.raises(SystemExit) as stopped:
+        gpu_day.main()
+    assert stopped.value.code == "error: git does not know who commits results: set git config user.name and user.email"
 
 
 def test_hours_are_those_of_the_measured_parts(tmp_path, monkeypatch):

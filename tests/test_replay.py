@@ -202,6 +202,15 @@ def test_a_constant_shape_is_experience_replay_bit_for_bit(three, trained):
 # Self-tuned replay
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_teacher_predicts_in_the_precision_of_training(precision, three):
+    learner = at_task(tiny("distilled", precision=precision), three, 1)
+    seen = []
+    learner.ema.first.register_forward_hook(lambda layer, inputs, found: seen.append(found.dtype))
+    assert replayed(learner).target.dtype == torch.float32
+    assert seen == [getattr(torch, precision)]
+
+
 def test_a_tenth_of_the_buffer_is_kept_apart(three):
     learner = at_task(tiny("self_tuned", buffer=40, batch=256), three, 2)
     plain, state = at_task(tiny("replay", buffer=40), three, 2).method.state, learner.method.state

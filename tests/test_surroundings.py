@@ -562,7 +562,8 @@ from pathlib import Path
 from conftest import tiny
 from cldiff import make_run, work
 work.load_tasks = None  # must not be reached
-make_run(tiny(compiled=True, steps=2, tasks=2), Path("run"), device="cpu")
+run = tiny(compiled=True, steps=2, tasks=2)
+make_run(run, Path(run.name), device="cpu")
 """
 
 

@@ -638,6 +638,24 @@ def test_no_memory_is_one_line_wherever_it_is_asked_for(where, tmp_path, monkeyp
         make_run(run, tmp_path / run.name, device="cpu")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "GET was unable to find an engine to execute this computation",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+    ],
+)
+def test_memory_that_cublas_and_cudnn_lack_is_called_so(words, three, monkeypatch):
+    def refuse(learner):
+        raise RuntimeError(words)
+
+    monkeypatch.setattr(Learner, "update", refuse)
+    with pytest.raises(TrainingError, match="^out of memory on cpu: fewer JOBS"):
+        next(train(tiny(), three))
+
+
 def test_a_python_that_torch_does_not_compile_for_is_one_line(monkeypatch):
     """A bare RuntimeError, of torch.compile itself."""
 

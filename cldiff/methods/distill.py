@@ -28,7 +28,8 @@ def prediction(learner: Learner, state: dict[str, Tensor], batch: Batch) -> Tens
     """What the frozen network in `state` predicts for a batch, without dropout: (B, C, H, W)."""
     weights = {name.removeprefix("teacher."): p for name, p in state.items() if name.startswith("teacher.")}
     x = learner.diffusion.noised(batch.x0, batch.t, batch.noise)
-    return torch.func.functional_call(learner.ema, weights, (x, batch.t, batch.task))
+    with learner.half():
+        return torch.func.functional_call(learner.ema, weights, (x, batch.t, batch.task)).float()
 
 
 class DistilledReplay(Replay):
