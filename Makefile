@@ -6,7 +6,7 @@ CORES   := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESS
 DEVICE  ?= auto
 # A GPU is for one run at a time.
 ifeq ($(origin JOBS),undefined)
-JOBS    := $(if $(filter-out cpu,$(DEVICE)),$(if $(filter paper,$(PROFILE))$(shell nvidia-smi -L 2>/dev/null),1,$(CORES)),$(CORES))
+JOBS    := $(if $(filter-out cpu,$(DEVICE)),$(if $(filter paper,$(PROFILE))$(filter GPU,$(shell nvidia-smi -L 2>/dev/null)),1,$(CORES)),$(CORES))
 endif
 CHECKPOINT ?= 300
 BUDGET  ?= 1h

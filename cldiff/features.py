@@ -67,8 +67,8 @@ def load_lenet(dataset: str, device: str | torch.device = "cpu", folder: Path = 
         raise FeatureError(f"{path} is missing: `python -m cldiff features {dataset}` trains it") from None
     except Exception as error:
         raise FeatureError(
-            f"{path} is damaged ({type(error).__name__}): `git checkout` it, "
-            f"or train it again with `python -m cldiff features {dataset}`"
+            f"{path} is damaged ({type(error).__name__}): `git checkout` it, or delete it and train another one with "
+            f"`python -m cldiff features {dataset}`"
         ) from None
     # A device that has no memory left says nothing about the file.
     net = net.to(device, memory_format=torch.channels_last).eval()  # twice as fast on a CPU
@@ -143,7 +143,7 @@ def real_features(extractor: Extractor, tasks: list[Task], cache: str | Path) ->
 
     if extractor.name == "lenet":
         return compute()
-    parts = [hashlib.sha256(task.train.images.numpy()).digest() for task in tasks]  # the cut, too
+    parts = [hashlib.sha256(task.train.images.contiguous().numpy()).digest() for task in tasks]  # the cut, too
     images = hashlib.sha256(b"".join(parts)).hexdigest()
     path = Path(cache) / f"features-{extractor.name}-{extractor.sha256[:8]}-{images[:8]}.pt"
     if not path.exists():

@@ -28,8 +28,9 @@ def one_line_errors(run: Run, device: str | torch.device) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if NO_MEMORY.search(str(error)):
+            said = "" if "memory" in str(error) else f" ({str(error).partition(chr(10))[0]})"  # it may be another cause
             raise TrainingError(
-                f"out of memory on {device}: fewer JOBS, or lower batch={run.batch}, channels={run.channels}"
+                f"out of memory on {device}{said}: fewer JOBS, or lower batch={run.batch}, channels={run.channels}"
             ) from None
         if run.compiled and type(error).__module__.startswith("torch._"):  # of torch's compiler
             raise _not_compiled(error) from error

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from numbers import Real
 from pathlib import Path
 
 from filelock import Timeout
@@ -47,7 +48,7 @@ def make_run(
     folder = Path(folder)
     if folder.name != run.name:
         raise ValueError(f"{folder}: expected a folder named as the run, {run.name}: results are read under that name")
-    if type(checkpoint_seconds) not in (int, float) or not checkpoint_seconds >= 0:
+    if not isinstance(checkpoint_seconds, Real) or not checkpoint_seconds >= 0:
         raise ValueError(f"checkpoint_seconds={checkpoint_seconds!r}: expected a number of at least 0")
     try:
         lock = nullcontext() if first_task_only else claim(folder, wait)  # train() has a lock for the first task

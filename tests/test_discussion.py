@@ -266,6 +266,9 @@ def of_fashion_after_20_000_steps() -> Iterator[str]:
     assert up.loc[50:].idxmax() == 50 and (up.loc[50:650].diff().dropna() < 1).all() and up.loc[650] > 0 > up.loc[700]
     yield f"most at t = 50 ({up[50]:.0f} %), less and less up to t = 650 ({up[650]:.0f} %), and falls from t = 700 on"
     yield f"falls from t = 700 on ({span(-up.loc[700:])} %)"
+    most = r.rise(FINETUNING).nlargest(4)
+    assert sorted(most.index) == [550, 600, 650, 700]
+    yield f"under finetuning it rises most at t = 550 to 700 ({span(most)} %)"
     mark = [r.learned(label) / real for label in (FINETUNING, GENERATIVE)]
     assert (np.array(mark) > 3).all()
     finetuned, generated = (listed(times, ".1f") for times in mark)

@@ -200,6 +200,8 @@ def test_kept_features_are_those_of_a_cut_into_tasks(stand_in, digits, tmp_path)
     whole = dataclasses.replace(halves[0], train=features.Split(*images))
     for tasks, sizes in ((halves, [5, 5]), ([whole], [10])):
         assert [len(part) for part in features.real_features(inception, tasks, tmp_path)["train"]] == sizes
+    last = features.Split(images[0].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2), images[1])  # colours last
+    features.real_features(inception._replace(extract=None), [dataclasses.replace(whole, train=last)], tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "folder"])

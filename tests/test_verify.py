@@ -254,10 +254,14 @@ def test_one_run_alone_can_be_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         "cldiff.verify.verify", lambda folder, data: pd.DataFrame({"task": [1], "metric": ["fid"], "z": [0.5]})
     )
+    for name in ("digits-late-s0", "digits-late-s1", "digits-replay-s1"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "result.json").touch()
     words = ["cldiff", "verify", str(tmp_path), "--only"]
     monkeypatch.setattr(sys, "argv", [*words, "digits-late"])
     main()
     assert "digits-late-s0" in (shown := capsys.readouterr().out) and "digits-replay-s0" not in shown
+    assert "\n1 of 2 runs have no weights.pt here, and were not verified\n" in shown
     monkeypatch.setattr(sys, "argv", [*words, "digits-none"])
     with pytest.raises(SystemExit, match="^error: no weights.pt in the folders whose name starts with 'digits-none': "):
         main()

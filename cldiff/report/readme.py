@@ -126,13 +126,13 @@ def verdicts() -> str:
         seeds.append(seeds_of(path))
         titles.append(f"[{DATASETS[dataset].title}]({path}), {steps:,} steps, {number_of(seeds[-1])}")
         found.append({row[0]: row for row in table_of(path)})
-    chance = ", ".join(f"{n} do 1 time in {2**n}" for n in sorted(set(seeds) - {1}))
+    chance = ", ".join(f"{n} do 1 time in {2 ** (n - 1)}" for n in sorted(set(seeds) - {1}))
     about = (
-        f"The study trains {Run.steps:,} steps a task, by our reading of {Run.batch} images. Each finding is split "
+        f"The study trains {Run.steps:,} steps a task, of {Run.batch} images by our reading. Each finding is split "
         "into conditions (linked). All met: *holds*; else the decisive ones count (all, if none is marked): one met: "
-        "*in part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks little "
-        f"more than that all seeds agree with it (by chance {chance}; one seed: averages beside image noise, the rest "
-        "beside none). "
+        "*in part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks "
+        f"little more than that seeds agree in sign (by chance {chance}; the right one half as often; one seed: "
+        "averages beside image noise, the rest beside none). "
         f"On the digits t = {late} stands for t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.
