@@ -85,7 +85,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 def compared(found: pd.DataFrame, contrasts: list[Contrast]) -> pd.DataFrame:
     """Each contrast with means over the seeds that both arms have, their difference with its 95 % interval, and p of a
     paired t-test, corrected by Holm for all of them; of one seed the difference alone, the others NaN. FID, which
-    differs by factors, is compared by its logarithm: its difference is a ratio."""
+    differs by factors, is compared by its logarithm: its means are geometric, its difference is their ratio."""
     rows = []
     for question, first, second, outcome in contrasts:
         one, other = found.loc[first, outcome], found.loc[second, outcome]
@@ -95,12 +95,14 @@ def compared(found: pd.DataFrame, contrasts: list[Contrast]) -> pd.DataFrame:
                 f"{question}: {first} and {second} have no seed in common; expected runs of the same (SEEDS=)"
             )
         one, other, ratio = one[seeds], other[seeds], outcome.startswith("fid")
-        pairs = np.log(one / other) if ratio else one - other
+        if ratio:
+            one, other = np.log(one), np.log(other)
+        pairs = one - other
         low, high, p = np.nan, np.nan, np.nan
         if len(seeds) > 1:
             test = stats.ttest_1samp(pairs, 0)
             (low, high), p = test.confidence_interval(), test.pvalue
-        values = np.array([pairs.mean(), low, high])
+        back = np.exp if ratio else np.asarray
         rows.append(
             {
                 "question": question,
@@ -108,9 +110,9 @@ def compared(found: pd.DataFrame, contrasts: list[Contrast]) -> pd.DataFrame:
                 "second": second,
                 "outcome": outcome,
                 "seeds": len(seeds),
-                "mean of the first": one.mean(),
-                "mean of the second": other.mean(),
-                **dict(zip(("difference", "low", "high"), np.exp(values) if ratio else values)),
+                "mean of the first": back(one.mean()),
+                "mean of the second": back(other.mean()),
+                **dict(zip(("difference", "low", "high"), back([pairs.mean(), low, high]))),
                 "ratio": ratio,
                 "p": p,
             }

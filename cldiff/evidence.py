@@ -71,7 +71,8 @@ class Evidence:
         return after - before if timestep is None else after / before - 1
 
     def value(self, label: str, metric: str, kind: str = "average") -> np.ndarray:
-        return self.summary[(self.summary.label == label) & (self.summary.metric == metric)][kind].to_numpy()
+        rows = self.summary[(self.summary.label == label) & (self.summary.metric == metric)]
+        return rows.sort_values("seed")[kind].to_numpy()
 
     def smaller(self, one: str, other: str, metric: str, kind: str) -> bool | None:
         """Over seeds and images: is one label's score smaller than the other's?"""

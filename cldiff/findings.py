@@ -37,7 +37,7 @@ class Finding(NamedTuple):
         words, of = {True: "yes", False: "no", None: "within noise"}, {}
         for text, met in self.conditions.items():
             of.setdefault(words[met], []).append(f"{text} (decisive)" if text in self.decisive else text)
-        return "; ".join(f"**{word}**: {', '.join(of[word])}" for word in words.values() if word in of)
+        return ". ".join(f"**{word}**: {'; '.join(of[word])}" for word in words.values() if word in of)
 
 
 def finetuning_forgets(e: Evidence) -> Finding:
@@ -124,10 +124,10 @@ def early_loss_stays(e: Evidence) -> Finding:
         f"t = {e.early}: {show(early, '+.0%')}; t = {e.late}: {show(late, '+.0%')}",
         {
             f"up by less than 25 % at t = {e.early}": less(early, 0.25),
-            f"up at t = {e.late}, by over twice the early rise": less(np.maximum(0, 2 * early), late),
+            f"up at t = {e.late} by over twice the early rise": less(np.maximum(0, 2 * early), late),
             f"up by over 25 % at t = {e.late}": less(0.25, late),
         },
-        (f"up at t = {e.late}, by over twice the early rise",),
+        (f"up at t = {e.late} by over twice the early rise",),
     )
 
 

@@ -114,6 +114,7 @@ def load_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Split, Spli
                 try:
                     with answered():
                         source(root, download=True)
+                    file.stat()  # torchvision takes files of its old form, which are elsewhere, for these
                 except Exception as error:
                     near = file.with_name(file.name.replace("-idx", ".idx"))  # as other tools unpack it
                     todo = f"rename {near} to {file.name}" if near.exists() else f"put it into {raw}"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .rows import AXES, BENCHMARK, FEW, IN_ORDERS, L2_SWEEP, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
+from .rows import AXES, BENCHMARK, FEW, IN_ORDERS, L2_SWEEP, LONG_L2_SWEEP, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
 from .run import Run
 from .tasks import DATASETS
 
@@ -246,14 +246,14 @@ PROFILES = {
         "weights of L2 for paper-cpu, a twentieth of its steps",
         _GREY,
         dict(_PAPER_CPU, **_SWEPT, steps=1_000, samples=512),
-        rows=L2_SWEEP,
+        rows=LONG_L2_SWEEP,
         figures=("sweep",),
     ),
     "small-sweep": Profile(
         "weights of L2 at 28x28, a quarter of small's steps",
         _GREY,
         dict(_SMALL, **_SWEPT, steps=250, samples=256),
-        rows=SWEEP[:6],
+        rows=L2_SWEEP,
         figures=("sweep",),
     ),
 }

@@ -100,7 +100,11 @@ def load_results(
     Raises ValueError for an unknown setting, ResultError if there is no such run, or if two runs of a data set differ
     in more than method, weight, options and seed: their numbers do not belong into one table.
     """
-    found = {path.parent: read_result(path.parent) for path in sorted(Path(results).glob("*/result.json"))}
+    folders = [path.parent for path in sorted(Path(results).glob("*/result.json"))]
+    try:
+        found = {folder: read_result(folder) for folder in folders}
+    except ResultError as error:
+        raise ResultError(f"{error}; a published result comes back by `git checkout`, another by a new run") from None
     wanted = None if rows is None else labels_of(rows)
     if unknown := ", ".join(settings.keys() - Run.names()):
         raise ValueError(f"unknown setting {unknown}: expected parameters of Run")

@@ -110,7 +110,10 @@ class Run(Parameters):
         if self.condition == "class" and method.by_task:
             raise ValueError(f"condition='class': {self.method} has weights for each task; expected 'task'")
         if method.weight is None and self.weight is not None:
-            raise ValueError(f"weight={self.weight}: {self.method} has no loss of its own to weigh; leave it out")
+            raise ValueError(
+                f"weight={self.weight}: {self.method} has no loss of its own to weigh; leave it out, or give the class "
+                "a `weight`"
+            )
         if not self.weight:  # of two zeros one has a sign, and a name of its own
             object.__setattr__(self, "weight", method.weight if self.weight is None else 0.0)
         for name in self.options:

@@ -66,7 +66,10 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     runs = scores[["run", "label", "seed", "weight"]].drop_duplicates()
     for found, same in ((runs, ["label", "seed"]), (runs.drop_duplicates(["label", "weight"]), "label")):
         for _, twins in found[found.duplicated(same, keep=False)].groupby(same, sort=False):
-            raise ValueError(f"{' and '.join(twins.run[:2])} would be one row of a table: delete or move one of them")
+            raise ValueError(
+                f"{' and '.join(twins.run[:2])} would be one row of a table: give their methods labels of their own "
+                "or, where the method is one, delete or move one of them"
+            )
     for (name, label, seed), run in scores.groupby(["run", "label", "seed"], sort=False):
         for metric, m in HEADLINES.items():
             if (run.metric == metric).any():

@@ -15,20 +15,25 @@ CHOSEN = Path(__file__).parent / "chosen.json"
 
 
 def method_of(row: Row) -> type[Method]:
-    """Raises ValueError for a name that is not registered."""
+    """Raises ValueError for a name that is not registered, or not that of a method."""
     if row.method not in METHODS:
         raise ValueError(
             f"unknown method {row.method!r} in a row; known: {', '.join(METHODS)}; a file of your own needs its import "
             "and its name in cldiff/methods/__init__.py"
         )
-    return METHODS[row.method]
+    if not issubclass(found := METHODS[row.method], Method):
+        raise ValueError(f"{row.method}: {found.__name__} is no subclass of Method (cldiff/methods/base.py)")
+    return found
 
 
 def row_run(row: Row, **settings) -> Run:
     """The run of a row: its label names the row everywhere. Raises ValueError for a setting that is none."""
     known = [name for name in Run.names() if name not in Row._fields[:3] + ("dataset", "seed")]
     if unknown := [name for name in row.settings if name not in known]:
-        raise ValueError(f"unknown parameter {unknown[0]!r} in a row's settings; known: {', '.join(known)}")
+        raise ValueError(
+            f"unknown parameter {unknown[0]!r} in a row's settings, its fourth entry (options of the method are its "
+            f"third); known: {', '.join(known)}"
+        )
     return Run(method=row.method, weight=row.weight, options=row.options, **{**settings, **row.settings})
 
 

@@ -110,6 +110,8 @@ def verify_all(results: Path, data: str | Path = "data", only: str = "") -> None
     if not results.is_dir():
         raise Problem(f"{results}: no such folder; expected one of results, for example results/small")
     folders = sorted(path.parent for path in results.glob(f"*/{WEIGHTS}") if path.parent.name.startswith(only))
+    if only and not any(results.glob(f"{only}*/result.json")):
+        raise Problem(f"no finished run in {results} whose name starts with {only!r}")
     if not folders:
         those = f"whose name starts with {only!r}" if only else f"of {results}"
         raise Problem(f"no {WEIGHTS} in the folders {those}: expected results with published weights")

@@ -111,7 +111,7 @@ def run_pending(runs: list[Run], out: Path, device: str, data: str, budget: floa
     Ctrl-C raises KeyboardInterrupt where runs are left: after the step and what belongs to it (measuring, a task's
     beginning), with a checkpoint; on a second one at once.
     """
-    end, asked, stopped = time.monotonic() + budget, [], []
+    end, asked, stopped = time.monotonic() + budget, [], False
 
     def ask(number: int, frame: object) -> None:
         if asked:
@@ -120,21 +120,24 @@ def run_pending(runs: list[Run], out: Path, device: str, data: str, budget: floa
         with suppress(OSError):  # print() must not be called within itself
             os.write(2, b"\nstops after this step, with a checkpoint; once more: at once\n")
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-
     def over(margin: float) -> bool:
-        stopped[:] = [True] * (bool(asked) or time.monotonic() + margin > end)
-        return bool(stopped)
+        nonlocal stopped
+        stopped = bool(asked) or time.monotonic() + margin > end
+        return stopped
 
-    for run in runs:
-        if (out / run.name / "result.json").exists():
-            continue
-        stopped.clear()
-        with progress_bar(f"{run.dataset}, {run.label}") as progress:
-            made = make_run(run, out / run.name, data, device, stop=over, progress=progress, wait=False)
-        if not made and stopped or over(0):
-            break
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for run in runs:
+            if (out / run.name / "result.json").exists():
+                continue
+            stopped = False
+            with progress_bar(f"{run.dataset}, {run.label}") as progress:
+                made = make_run(run, out / run.name, data, device, stop=over, progress=progress, wait=False)
+            if not made and stopped or over(0):
+                break
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     rest = left(runs, out)
     if asked and rest:
         raise KeyboardInterrupt

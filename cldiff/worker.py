@@ -21,7 +21,9 @@ from .run import PROTOCOL, Run
 from .train import first_task_path
 from .work import make_run, never
 
-CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.rglob("*.py"))))
+HERE = Path(__file__).parent
+OF_NUMBERS = sorted([*HERE.glob("*.py"), *HERE.glob("methods/*.py"), HERE / "lenet" / "SHA256SUMS"])  # not the reports
+CODE = hashlib.sha256(b"".join(path.read_bytes() for path in OF_NUMBERS))
 VERSIONS = {  # of what numbers depend on: equal where a run is asked for and where it is made
     "cldiff": f"{__version__} (code {CODE.hexdigest()[:8]})",
     "torch": torch.__version__.partition("+")[0],  # without +cu126 or +cpu: a worker may have a GPU

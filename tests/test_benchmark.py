@@ -55,6 +55,13 @@ def test_the_leaderboard_is_ordered_by_fid_and_marks_what_noise_cannot_tell_from
     newest = last[last.eval_task == last.eval_task.max()].value.mean()
     assert table.loc["Best", "avg FID, test ↓"].split()[0] == f"{last.value.mean():.1f}"
     assert table.loc["Best", "FID, newest task, test ↓"].split()[0] == f"{newest:.1f}"
+    assert "‡" not in note
+    table, note = leaderboard(scores, curves, bootstrap, apart=["Best"])  # of another machine
+    fid = table.set_index("")["avg FID, train ↓"]
+    assert "‡: of another machine" in note and list(fid.index)[0] == "Best ‡" and "*" not in fid["Best ‡"]
+    assert "**" in fid["Copy"] and "**" in fid["Finetuning"] and "**" not in fid["Worse"]
+    alone, note = leaderboard(scores, curves, bootstrap, apart=factors)  # without finetuning there is no other machine
+    assert "‡" not in note and "**" in alone.set_index("")["avg FID, train ↓"]["Best"]
 
 
 def test_real_images_are_seen_by_the_lenet_alone(measured):

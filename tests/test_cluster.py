@@ -31,7 +31,7 @@ from cldiff.files import claim, write_atomically
 from cldiff.results import FILES, WEIGHTS
 from cldiff.study import runs
 from cldiff.work import make_run
-from cldiff.worker import VERSIONS, checked, first_task, whole_run
+from cldiff.worker import OF_NUMBERS, VERSIONS, checked, first_task, whole_run
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TESTS.parent}:{TESTS}"}
@@ -396,6 +396,11 @@ def test_a_run_begins_with_the_first_task_that_it_is_given(honest, monkeypatch):
     monkeypatch.setattr(worker, "make_run", made)
     found = whole_run(*words, first)
     assert tasks == {1, 2, 3, 4} and all(found[name] == honest[name] for name in BITS)
+
+
+def test_code_of_another_lenet_or_method_is_another_and_that_of_another_report_is_not():
+    names = {path.name for path in OF_NUMBERS}
+    assert {"SHA256SUMS", "unet.py", "replay.py"} <= names and not {"plots.py", "page.py"} & names
 
 
 # Any executor

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import documented
 from scipy import stats
 
 from cldiff import load_curves
 from cldiff.contrasts import Contrast, best, compared, holm, outcomes, outcomes_by
 from cldiff.report.tables import contrasts_table
 
-ORDERS = Path(__file__).parents[1] / "results" / "orders"
+ORDERS, BOARD = (Path(__file__).parents[1] / "results" / name for name in ("orders", "benchmark-digits"))
 
 
 def arms(**values) -> pd.DataFrame:
@@ -48,6 +49,16 @@ def test_outcomes_by_setting_are_those_of_its_runs():
     assert set(scores["up"].run).isdisjoint(scores["down"].run) and len(found) == 18
 
 
+def test_the_comparison_of_the_docs_is_that_of_two_rows_on_the_seeds_of_both():
+    code = documented("compared(found")
+    names: dict = {}
+    exec(code.replace("results/mine", str(BOARD)).replace("Late replay", "Distilled replay"), names)
+    table = compared(
+        names["found"], [Contrast("", names["mine"], names["other"], outcome) for outcome in ("fid", "bpd")]
+    )
+    assert table.seeds.tolist() == [3, 3] and table.p.notna().all()
+
+
 def test_of_a_tie_all_are_named():
     """Ranks 1 + 2 and 2 + 1, in the order of the labels asked for."""
     found = arms(one={"fid": [1, 2, 3], "bpd": [9, 9, 9]}, two={"fid": [2, 3, 4], "bpd": [1, 1, 1]})
@@ -62,6 +73,8 @@ def test_fid_is_compared_as_a_ratio_and_bpd_as_a_difference_over_common_seeds():
     assert compared(old, [Contrast("", "one", "two", "fid_old")]).ratio.tolist() == [True]
     table = compared(found, [Contrast("a", "one", "two", "fid"), Contrast("b", "one", "two", "bpd")])
     assert table.seeds.tolist() == [2, 2] and table.ratio.tolist() == [True, False]
+    assert table["mean of the first"].tolist() == pytest.approx([4.0, 4.25])  # geometric, arithmetic
+    assert table["mean of the second"].tolist() == pytest.approx([2**0.5, 4.4])
     assert table.difference.tolist() == pytest.approx([8**0.5, -0.15])
     log = np.log([2, 4])
     half = stats.t.ppf(0.975, 1) * log.std(ddof=1) / 2**0.5
@@ -75,8 +88,10 @@ def test_of_one_common_seed_there_is_the_difference_alone():
     table = compared(found, [Contrast("a", "one", "two", "fid")])
     assert table.seeds.item() == 1 and table.difference.item() == pytest.approx(2)
     assert table[["low", "high", "p", "holm"]].isna().all(axis=None)
-    row = contrasts_table(table)[0].iloc[0]
+    (shown, note), both = contrasts_table(table), contrasts_table(table.assign(p=0.5))
+    row = shown.iloc[0]
     assert (row.difference, row.p, row["p, Holm"]) == ("x 2.00", "", "")
+    assert "interval" not in note and "interval" in both[1]
 
 
 def test_no_common_seed_is_one_line():

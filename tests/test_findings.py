@@ -167,7 +167,7 @@ def test_verdict_where_the_first_condition_is_decisive(conditions, verdict):
 
 def test_conditions_stand_with_their_answers():
     assert Finding("", {"a": True, "b": False, "c": True, "d": None}).answers == (
-        "**yes**: a, c; **no**: b; **within noise**: d"
+        "**yes**: a; c. **no**: b. **within noise**: d"
     )
 
 
@@ -283,6 +283,15 @@ def test_what_is_asked_is_read_from_the_tables_where_it_stands():
     assert [values.tolist() for values in e.task1(FINETUNING, 50)] == [[2, 3], [5, 6]]
     assert e.rise(FINETUNING, 50).tolist() == [1.5, 1.0] and e.rise(FINETUNING).tolist() == [3, 3]
     assert e.value(L2, "fid", "forgetting").tolist() == [49, 49] and e.best("fid") == L2
+
+
+def test_values_of_a_table_are_in_the_order_of_seeds_as_curves_are():
+    """And not in that of folders, in which seed 10 comes before seed 2."""
+    tables = [load(SMALL, "mnist") for load in (load_scores, load_curves, load_bootstrap)]
+    e = Evidence(*tables, {"steps": 1000, "early": 50, "late": 700})
+    before = e.value(L2, "fid")
+    e.summary = e.summary.iloc[::-1]
+    assert len(set(before)) == 3 and e.value(L2, "fid").tolist() == before.tolist()
 
 
 def test_a_seed_that_not_all_rows_have_yet_does_not_count():

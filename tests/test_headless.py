@@ -144,25 +144,17 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(monkeypatch, tmp_path):
 
     seen: list[str] = []
     monkeypatch.setattr("cldiff.work.make_run", measuring_takes_minutes)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run_pending(runs("smoke"), tmp_path, "cpu", "data")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        run_pending(runs("smoke"), tmp_path, "cpu", "data")
     assert seen == ["first"]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_asked_to_stop_in_the_last_step_of_all_it_is_done(monkeypatch, tmp_path):
     monkeypatch.setattr(work, "make_run", lambda run, folder, *_, **__: signal.raise_signal(signal.SIGTERM) or True)
     monkeypatch.setattr(work, "left", lambda *_: 0)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        assert run_pending(runs("smoke"), tmp_path, "cpu", "data") == 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert run_pending(runs("smoke"), tmp_path, "cpu", "data") == 0
 
 
 @pytest.mark.parametrize("text, expected", [("90s", 90), ("9m", 540), ("1.5h", 5400)])

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import traceback
+from contextlib import nullcontext
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -65,12 +66,24 @@ def test_the_class_is_one_that_training_understands(name):
         expected, found = (list(inspect.signature(value).parameters) for value in (known, getattr(method, hook)))
         assert found == expected, f"{hook}: expected these parameters"
     own = [key for key, value in vars(method).items() if inspect.isroutine(value) and key[0] != "_"]
-    for key in set(own) - HOOKS.keys():
-        alike = set(get_close_matches(key, HOOKS, cutoff=0.85))
-        assert not alike, f"{key} is no hook: is it misspelled?"
+    known = {key for base in method.__mro__[1:-1] for key, value in vars(base).items() if inspect.isroutine(value)}
+    for key in set(own) - known:
+        alike = get_close_matches(key, known, cutoff=0.75)
+        assert not alike, f"{key} is neither a hook nor called by {method.__mro__[1].__name__}: is {alike[0]} meant?"
     assert issubclass(method.Options, Parameters)
     for f in dataclasses.fields(method.Options):
         assert "help" in f.metadata, f"{f.name}: declare it by number(), among() or flag()"
+        code = "".join(inspect.getsource(inspect.getmodule(base)) for base in method.__mro__[:-1])
+        assert re.search(rf"\.{f.name}\b", code), f"{f.name}: an option that nothing reads"
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name] is not METHODS["finetune"]])
+def test_a_method_does_something_else_than_the_one_it_extends(name, trained):
+    """As a misspelled hook does not."""
+    base = next(other for other in METHODS[name].__mro__[1:] if other in METHODS.values() or other is Method)
+    other = next((key for key, value in METHODS.items() if value is base), "finetune")
+    ours, theirs = trained(name), trained(other)
+    assert len(ours) != len(theirs) or not all(map(same, ours, theirs))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -602,3 +615,13 @@ def test_the_method_of_the_docs_replays_late_timesteps_alone(page, options, abov
         both = learner.method.batch(learner, current)
         new, old = both.share.split(len(current.t))
         assert (new > 0).all() and torch.equal(old > 0, both.t[len(new) :] >= above)
+
+
+def test_the_test_of_the_docs_sees_early_timesteps_that_are_replayed(monkeypatch, three):
+    names, tests = {"__name__": "cldiff.methods.late", "__package__": "cldiff.methods"}, {}
+    exec(documented("test_only_late"), tests)
+    for change, right in (("", True), (" + 300", False), (" - 400", False)):
+        exec(documented("class LateReplay").replace("self.options.above", f"self.options.above{change}"), names)
+        monkeypatch.setitem(METHODS, "late", names["LateReplay"])
+        with nullcontext() if right else pytest.raises(AssertionError):
+            tests["test_only_late_timesteps_are_replayed"](three)

@@ -34,7 +34,8 @@ def output(kind, data, result=False, **metadata):
 def notebook(tmp_path):
     cells = [
         new_markdown_cell(
-            f"# A & B\n\nFirst *words*.\n\n## One part\n\n{EVIL}\n\n[here](javascript:alert(3))\n\n"
+            f"# A & B\n\nFirst *words*.\n\n## One part\n\n{EVIL}\n\n[here](javascript:alert(3)) [to](<javascript:1>) "
+            "[a page](DATA:text/html;base64,PGI+) <a href=' data:text/html,b'>b</a> [kept](docs/a.md) [site](https://a.example)\n\n"
             "<b onclick=x>b</b>\n\n![far](http://a.example/c.png)"
         ),
         new_code_cell("folded = 1"),
@@ -72,7 +73,8 @@ def test_page_is_one_file_in_which_nothing_runs_or_loads(notebook):
         attributes = {key: value for key, _, value in re.findall(r"""([\w-]+)=(["'])(.*?)\2""", tag)}
         assert not any(attribute.startswith("on") for attribute in attributes), tag
         assert attributes.get("src", "data:image/png;base64,").startswith("data:image/png;base64,"), tag
-        assert not attributes.get("href", "").startswith(("javascript", "data")), tag
+        assert attributes.get("href", "#").startswith(("#", "docs/", "https://")), tag
+    assert all(f'href="{place}"' in page(notebook) for place in ("docs/a.md", "https://a.example"))
     assert page(notebook).count("&lt;script&gt;alert(1)") == 4  # text cell, result, print and error show it as text
 
 

@@ -58,12 +58,25 @@ def shown(path: Path) -> str:
     return "\n\n".join([prose(path), *(part.get("data", {}).get("text/markdown", "") for part in outputs)])
 
 
+def places(path: Path) -> set[str]:
+    """What a link may name after its "#": headings, as GitHub and Jupyter make names of them, and what has an id."""
+    headings = [title.replace("`", "") for title in re.findall(r"^#+ (.+)$", shown(path), re.M)]
+    if path.suffix == ".ipynb":
+        return {title.replace(" ", "-") for title in headings}
+    named = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+    return named | set(re.findall(r'<a id="(.+?)">', shown(path)))
+
+
 @pytest.mark.parametrize("path", [*PAGES, *EXECUTED], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", shown(path)):
         if target.startswith("https://"):
             continue
-        assert not target.startswith("http:") and (path.parent / target.split("#")[0]).exists(), target
+        name, _, place = target.partition("#")
+        there = path.parent / name if name else path
+        assert not target.startswith("http:") and there.exists(), target
+        # What a page of paper.ipynb links to within itself are headings that its code writes.
+        assert not place or path == ROOT / "notebooks" / "paper.ipynb" or place in places(there), target
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)

@@ -254,6 +254,17 @@ def test_a_folder_in_a_files_place_is_named(raw, ending):
         load_tasks("mnist", raw.parents[1])
 
 
+def test_files_of_torchvisions_old_form_do_not_stand_for_missing_ones(raw):
+    """With them it downloads nothing, and says nothing."""
+    (raw.parent / "processed").mkdir()
+    for name in ("training.pt", "test.pt"):
+        (raw.parent / "processed" / name).write_bytes(b"")
+    name = "t10k-labels-idx1-ubyte"
+    (raw / name).unlink()
+    with pytest.raises(DataError, match=re.escape(f"{name}.gz is missing: put it into {raw}")):
+        load_tasks("mnist", raw.parents[1])
+
+
 @pytest.mark.parametrize("name", MNIST_FILES)
 def test_files_as_other_tools_name_them_are_recognised(raw, name):
     """train-images.idx3-ubyte: as 7-zip unpacks it, and as Kaggle has it."""

@@ -263,7 +263,7 @@ def test_one_run_alone_can_be_asked_for(tmp_path, monkeypatch, capsys):
     assert "digits-late-s0" in (shown := capsys.readouterr().out) and "digits-replay-s0" not in shown
     assert "\n1 of 2 runs have no weights.pt here, and were not verified\n" in shown
     monkeypatch.setattr(sys, "argv", [*words, "digits-none"])
-    with pytest.raises(SystemExit, match="^error: no weights.pt in the folders whose name starts with 'digits-none': "):
+    with pytest.raises(SystemExit, match="^error: no finished run in .* whose name starts with 'digits-none'$"):
         main()
 
 

@@ -28,6 +28,8 @@ class Batch:
     target: Tensor  # (B, C, H, W), what the network should predict: the noise, or a teacher's prediction
 
     def __add__(self, other: Batch) -> Batch:
+        if not isinstance(other, Batch):
+            raise Problem(f"a Batch and {type(other).__name__}: expected two, as replayed() of a replay returns one")
         return Batch(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(Batch)))
 
 

@@ -68,8 +68,6 @@ class EWC(Method):
         return sum(g.square().sum(0) for g in gradients(learner, self.options.images, loss)) / self.options.images
 
     def start_task(self, learner: Learner) -> None:
-        if self.weight == 0:
-            return
         found = self.importance(learner)
         if "anchor" in self.state:
             found += self.options.decay * self.state["importance"]
@@ -106,8 +104,6 @@ class Rank1EWC(Method):
         images: int = number(1_000, 1, help="noisy images of a task that its direction is the mean of")
 
     def start_task(self, learner: Learner) -> None:
-        if self.weight == 0:
-            return
         images, here = self.options.images, vector(learner).detach()
         mean = sum(g.sum(0) for g in gradients(learner, images, loss)) / images
         unit = mean / mean.norm().clamp(min=1e-30)

@@ -25,7 +25,7 @@ class LwF(Method):
         self.state |= frozen(learner)
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
-        if learner.task == 0 or self.weight == 0:
+        if learner.task == 0:
             return current
         generator = learner.generator("past task")
         past = learner.ids.past(learner.task)

@@ -30,12 +30,12 @@ class Rank1Distillation(Rank1EWC):
         self.distillation = GenerativeDistillation(self.options.distillation)
 
     def start_task(self, learner: Learner) -> None:
-        if self.weight == 0:
-            return
         super().start_task(learner)
         self.distillation.start_task(learner)
         self.state |= self.distillation.state
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
+        if self.distillation.weight == 0:
+            return current
         self.distillation.state = self.state  # which may come from a checkpoint
         return self.distillation.batch(learner, current)

@@ -24,7 +24,7 @@ class L2(Method):
         self.state |= {"anchor": vector(learner).detach()}
 
     def penalty(self, learner: Learner) -> Tensor | None:
-        if "anchor" not in self.state or self.weight == 0:
+        if "anchor" not in self.state:
             return None
         return self.weight * (vector(learner) - self.state["anchor"]).square().sum()
 

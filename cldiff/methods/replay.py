@@ -52,9 +52,7 @@ class Replay(Method):
         self.state |= {"images": torch.cat(images), "task": torch.cat(ids)}
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
-        if "images" not in self.state or self.weight == 0:
-            return current
-        return current + self.replayed(learner)
+        return current + self.replayed(learner) if "images" in self.state else current
 
     def replayed(self, learner: Learner) -> Batch:
         """A second batch, of as many images."""
@@ -75,7 +73,7 @@ class GenerativeReplay(Replay):
         return 1 / (learner.task + 1)
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
-        if self.options.shared and "images" in self.state and self.weight:
+        if self.options.shared and "images" in self.state:
             current = replace(current, share=current.share * self.share(learner))
         return super().batch(learner, current)
 

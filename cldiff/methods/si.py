@@ -31,8 +31,6 @@ class SI(Method):
         xi: float = number(0.01, 1e-12, help="added to the squared way of a parameter through a task (damping)")
 
     def adjust_gradients(self, learner: Learner) -> None:
-        if self.weight == 0:
-            return
         self.before = vector(learner).detach()
         self.gradient = torch.cat([p.grad.flatten() for p in learner.net.parameters()])
         if "anchor" not in self.state:
@@ -44,7 +42,7 @@ class SI(Method):
             self.state["work"] -= self.gradient * (vector(learner).detach() - self.before)
 
     def start_task(self, learner: Learner) -> None:
-        if "anchor" not in self.state:  # of weight 0, or no step was made
+        if "anchor" not in self.state:  # no step was made
             return
         here, s = vector(learner).detach(), self.state
         found = s["work"].clamp(min=0) / ((here - s["anchor"]).square() + self.options.xi)

@@ -80,7 +80,7 @@ class TimestepReplay(Replay):
         return found / found.mean()
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
-        if self.options.on == "current" and "images" in self.state and self.weight > 0:
+        if self.options.on == "current" and "images" in self.state:
             current = replace(current, share=current.share * self.shape(learner)[current.t].float())
         return super().batch(learner, current)
 

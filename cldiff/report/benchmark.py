@@ -1,5 +1,6 @@
 """The benchmark's tables: how good each method is, and what it costs."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -14,16 +15,23 @@ from ..stats import CHANCE, DRAWS, HEADLINES, compare, ranking, summarise, summa
 from .tables import mean_and_error, samples_note, seeds_note, sizes
 
 
-def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def leaderboard(
+    scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFrame, apart: Collection[str] = ()
+) -> tuple[pd.DataFrame, str]:
     """A row for each method, from the lowest average FID against test images to the highest, mean and standard error
-    over seeds. Bold: what a paired bootstrap cannot tell from the best; °: what it cannot tell from finetuning."""
+    over seeds. Bold: what a paired bootstrap cannot tell from the best; °: what it cannot tell from finetuning.
+
+    apart: the labels of runs of another machine than finetuning's, where rounding differs, so that their seeds pair
+    with nobody's: ‡ instead of both.
+    """
     summary, replicates, found = summarise(scores), summarise_replicates(bootstrap), outcomes(scores, curves)
     of_label = found.groupby("label")
     labels = of_label.fid.mean().sort_values().index
+    paired = [name for name in labels if name not in apart] or list(labels)  # without finetuning all are alike
     weights = scores.groupby("label").weight.first()
     table = pd.DataFrame(
         {
-            "": labels,
+            "": [name if name in paired else f"{name} ‡" for name in labels],
             "weight": [f"{weights[name]:g}" if pd.notna(weights[name]) else "" for name in labels],
             "avg FID, test ↓": [mean_and_error(of_label.fid.get_group(name), 1) for name in labels],
         }
@@ -37,14 +45,16 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
             if kind == "forgetting":
                 table[title.replace("↑", "↓")] = [mean_and_error(means.get_group(name), m.digits) for name in labels]
                 continue
-            best = ranking(summary, metric)[0]
+            best = next(name for name in ranking(summary, metric) if name in paired)
             beyond = {
                 (name, other): compare(summary, replicates, name, other, metric, kind).beyond_noise
-                for name in labels
-                for other in {best, FINETUNING} & set(labels)
+                for name in paired
+                for other in {best, FINETUNING} & set(paired)
             }
             table[title] = [
-                ("{}" if beyond[name, best] else "**{}**").format(mean_and_error(means.get_group(name), m.digits))
+                ("{}" if beyond.get((name, best), True) else "**{}**").format(
+                    mean_and_error(means.get_group(name), m.digits)
+                )
                 + ("" if beyond.get((name, FINETUNING), True) or name == FINETUNING else " °")
                 for name in labels
             ]
@@ -54,13 +64,18 @@ def leaderboard(scores: pd.DataFrame, curves: pd.DataFrame, bootstrap: pd.DataFr
     seeds = scores.seed.nunique()
     chance = f" over {seeds} seeds, where beyond noise asks that {CHANCE[seeds]}," if seeds in CHANCE else ""
     floor = scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
+    others = (
+        "‡: of another machine, so that its seeds pair with nobody's, and neither mark is given. "
+        if len(paired) < len(labels)
+        else ""
+    )
     note = (
         f"{seeds_note(scores)}, by average FID against test images, where real images have {floor:.1f}. Weights are "
         "those that the sweep chose on validation images, or a row's own (the study's, and 1 where it names `shared`). "
         f"Bold (FID against training images, BPD, accuracy): the best average, and what {DRAWS:,} draws of a paired "
         f"bootstrap over seeds and images cannot tell from it; °: what they cannot tell from finetuning; both{chance} "
-        f"uncorrected for the number of rows. FID: {samples_note(scores)}. BPD: on {sizes(bound.n)} test images per "
-        "task. Recall: against test images. Forgetting: positive means worse."
+        f"uncorrected for the number of rows. {others}FID: {samples_note(scores)}. BPD: on {sizes(bound.n)} test "
+        "images per task. Recall: against test images. Forgetting: positive means worse."
     )
     return table, note
 

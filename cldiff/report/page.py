@@ -52,6 +52,7 @@ REPAIRS = (
     (r"(?<=\d) (?=%|±)|(?<=±) (?=\d)|(?<=\bt) (?=[=<] )|(?<=\bt [=<]) (?=\d)", "\N{NO-BREAK SPACE}"),
 )
 BESIDE = r'<a href="(?!https?:|mailto:|#)[^"]*">(.*?)</a>'  # to files beside the page, which its PDF leaves behind
+SCHEME = re.compile(r"\s*[a-z][a-z0-9+.-]*:", re.I)  # what a link does, where it is more than a place
 STYLE = Path(__file__).with_name("page.css")
 
 
@@ -72,7 +73,7 @@ def kept(tag: str, name: str, value: str) -> bool:
     return (
         name in ("id", "class", "alt", "title")
         or (tag, name) == ("a", "href")
-        and not value.startswith("data:")
+        and (not SCHEME.match(value) or value.startswith(("https:", "http:", "mailto:")))
         or ((tag, name) == ("img", "src") and value.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")))
     )
 

@@ -84,8 +84,8 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         f"{value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
         f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{others}. On "
         f"the digits, {benchmark()}. "
-        "FID in a LeNet's features, against test images (tables of the study's rows: training images); ± standard "
-        "error."
+        "FID: in features of a LeNet, a small classifier, against *test* images (Tables 1 to 4 of the paper: "
+        f"*training* images, {value(FINETUNING, 'fid', digits=0, split='train')} for finetuning); ± standard error."
     )
 
 
@@ -97,10 +97,9 @@ def benchmark(root: Path = Path()) -> str:
     methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in fid)]
     return (
         f"{PROFILES['benchmark-digits'].settings['steps']} steps, {number_of(seeds_of(board))}, {len(methods)} "
-        f"methods: finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]} (weight 1; the sweep's 10: "
-        f"{fid['Experience replay, weight 10']}), distilled replay "
+        f"methods: finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]} (weight 1), distilled replay "
         f"{fid['Distilled replay, weight 1']}, generative distillation "
-        f"{fid['Generative distillation, weight 1']}, a network for each task, begun at the last one's, "
+        f"{fid['Generative distillation, weight 1']}, one network a task, begun at the last one's, "
         f"{fid['One model for each task, start previous']}"
     )
 
@@ -109,8 +108,7 @@ def minutes() -> str:
     """What the first command does, and how long that takes."""
     took = {row[0]: row[-1] for row in table_of(RUNNING)}
     return (
-        f"trains the study's methods on the digits, {PROFILES['digits'].settings['steps']} steps a task, one seed, "
-        "and draws everything into `figures/digits`: "
+        "trains the study's methods on the digits, one seed, and draws everything into `figures/digits`: "
         f"{took['`make paper`']} on two CPU cores, after an installation of {took['`make setup`']} (Python 3.10 or "
         "later and `make`). No GPU, no download of data. Then open `figures/digits/paper.html`, or "
         "`make lab`."
@@ -126,13 +124,13 @@ def verdicts() -> str:
         seeds.append(seeds_of(path))
         titles.append(f"[{DATASETS[dataset].title}]({path}), {steps:,} steps, {number_of(seeds[-1])}")
         found.append({row[0]: row for row in table_of(path)})
-    chance = ", ".join(f"{n} do 1 time in {2 ** (n - 1)}" for n in sorted(set(seeds) - {1}))
+    chance = " and ".join(f"1 time in {2**n} of {n}" for n in sorted(set(seeds) - {1}, reverse=True))
     about = (
         f"The study trains {Run.steps:,} steps a task, of {Run.batch} images by our reading. Each finding is split "
-        "into conditions (linked). All met: *holds*; else the decisive ones count (all, if none is marked): one met: "
-        "*in part*; one undecided: *within noise*; else *does not hold*. In brackets: met, of all. Met asks "
-        f"little more than that seeds agree in sign (by chance {chance}; the right one half as often; one seed: "
-        "averages beside image noise, the rest beside none). "
+        "into conditions (linked), some decisive (all, where none is marked). *Holds*: all are met. *In "
+        "part*: a decisive one is. *Within noise*: none is, but one is undecided. *Does not hold*: the rest. In "
+        "brackets: how many of all are met. With several seeds, met asks little more than that all agree in sign (by "
+        f"chance {chance}); with one, averages are compared beside noise of images, the rest beside none. "
         f"On the digits t = {late} stands for t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.

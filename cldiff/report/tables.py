@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..evidence import show
 from ..files import write_atomically
 from ..metrics import METRICS, REPLICATES, AgainstReal, OfImages
 from ..stats import DRAWS, HEADLINES, average, compare, ranking, result_matrix, summarise, summarise_replicates
@@ -33,24 +34,12 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) ->
         | {sign: rf"\{sign}" for sign in "%_&#${}"}
         | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
     )
-    lines = [
-        re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", " & ".join(cell.translate(plain) for cell in row)) + r" \\"
-        for row in (rows[0], *rows[2:])
-    ]
+    signs = pd.DataFrame(body, columns=head).rename(columns=lambda name: name.translate(plain))
     columns = "".join("r" if right else "l" for right in numbers)
+    tabular = signs.map(lambda cell: cell.translate(plain)).to_latex(index=False, escape=False, column_format=columns)
     tex = (
-        "\n".join(
-            [
-                rf"\begin{{tabular}}{{{columns}}}",
-                r"\toprule",
-                lines[0],
-                r"\midrule",
-                *lines[1:],
-                r"\bottomrule",
-                r"\end{tabular}",
-                rf"\par\smallskip\footnotesize {note.translate(plain)}",
-            ]
-        )
+        re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", tabular)
+        + rf"\par\smallskip\footnotesize {note.translate(plain)}"
         + "\n"
     )
     for kind, text in (("md", markdown), ("tex", tex)):
@@ -60,16 +49,15 @@ def save_table(table: pd.DataFrame, folder: str | Path, name: str, note: str) ->
 
 def mean_and_error(values: pd.Series, digits: int) -> str:
     """ "1,012.3 ± 0.4": mean and standard error over seeds; of one seed there is no error."""
-    return f"{values.mean():,.{digits}f}" + (f" ± {values.sem():,.{digits}f}" if len(values) > 1 else "")
+    return show(values, f",.{digits}f")
 
 
 def contrasts_table(table: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """contrasts.compared() as a table to print: means, difference or ratio with its interval, p and corrected p; and
     what these are."""
-    note = (
-        "The difference of FID is the ratio of geometric means. In brackets the 95 % interval, p: paired t-test over "
-        "seeds."
-    )
+    note = "Means of FID are geometric, its difference is their ratio."
+    if table.p.notna().any():
+        note += " In brackets the 95 % interval, p: paired t-test over seeds."
     shown = pd.DataFrame(
         {
             "contrast": table.question,
