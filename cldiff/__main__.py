@@ -69,7 +69,7 @@ def make(words: argparse.Namespace) -> None:
 
 
 def draw(words: argparse.Namespace) -> None:
-    """draw a study's tables, figures and page as far as runs are there, and make none"""
+    """draw a study's tables, figures and page as far as runs are there, or an experiment's notebook; make none"""
     from .plan import draw
 
     draw(words.profile)

@@ -53,7 +53,7 @@ class Adapted(ByTask):
 
     def changed(self, x: Tensor, t: Tensor, task: Tensor) -> Tensor:
         """The network with the change of the one task that is asked for."""
-        own, weights = task[:1] - 1, {}  # no number: each would be compiled anew
+        own, weights = task[:1] - 1, {}  # not a number, for each of which torch.compile would build a network
         for name, *change in zip(self.names, self.B, self.A):
             W = self.net.get_parameter(name).movedim(1, -1)  # as channels-last has it in memory
             B, A = (part.index_select(0, own).squeeze(0) for part in change)

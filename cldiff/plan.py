@@ -19,14 +19,22 @@ PAPER = "paper.ipynb"  # made when all figures are there
 
 
 def finished(profile: str) -> list[Run]:
-    """The runs of a study's profile that are there, of the data sets that have finetuning: nothing is compared without.
-    Raises Problem for an experiment's profile, ResultError where there is no such run, or a damaged one."""
+    """The runs of a profile that are there; of a study's those of the data sets that have finetuning: nothing is
+    compared without. Raises ResultError where there is no such run, or a damaged one, and Problem for an experiment of
+    which a row lacks, as its notebook shows all of them."""
     from .results import ResultError, read_result
 
     p, folder = known_profile(profile), results_folder(profile)
-    if not p.has_paper:
-        raise Problem(f"{profile} is an experiment, whose notebook needs all of its runs: `make paper` draws it")
     found = [Run(**read_result(path.parent)["run"]) for path in sorted(folder.glob("*/result.json"))]
+    if not p.has_paper:
+        there = {run.name for run in found}
+        asked = runs(profile)
+        if lacking := [run.name for run in asked if run.name not in there]:
+            raise Problem(
+                f"{folder} lacks {len(lacking)} of {len(asked)} runs, {lacking[0]} first, and the notebook needs every "
+                f"row: `python -m cldiff run {profile}` makes them"
+            )
+        return found
     datasets = {run.dataset for run in found if run.method == "finetune"} & p.datasets.keys()
     if not (found := [run for run in found if run.dataset in datasets]):
         raise ResultError(f"no finished run of finetuning in {folder}: `make paper PROFILE={profile}` makes them")
@@ -126,7 +134,7 @@ def write_plan(profile: str, found: dict[str, dict]) -> None:
 
 
 def draw(profile: str) -> None:
-    """Executes the notebooks of a profile's figures and its paper on the runs that are there; makes none."""
+    """Executes the notebooks of a profile's figures, and a study's paper, on the runs that are there; makes none."""
     from .report.execute import execute
     from .report.page import write_page
 
@@ -134,7 +142,8 @@ def draw(profile: str) -> None:
         if job["kind"] in ("figure", "paper"):
             print(f"draw    {target}", flush=True)
             execute(job["notebook"], target, job["parameters"])
-    write_page(Path(target), Path(target).with_suffix(".html"))
+    if job["kind"] == "paper":
+        write_page(Path(target), Path(target).with_suffix(".html"))
 
 
 def make_target(profile: str, target: str) -> None:

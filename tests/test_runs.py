@@ -557,9 +557,22 @@ def test_draw_executes_the_notebooks_of_data_sets_that_have_finetuning_and_no_ru
     assert pages == [["figures/small/paper.ipynb", "figures/small/paper.html"]]
 
 
-def test_draw_is_for_studies_whose_results_can_be_read(monkeypatch, tmp_path):
-    with pytest.raises(Problem, match="^orders is an experiment, whose notebook needs all of its runs: `make paper`"):
+def test_an_experiment_is_drawn_where_every_row_is_there(monkeypatch, tmp_path):
+    made = {}
+    monkeypatch.setattr("cldiff.report.execute.execute", lambda notebook, output, words: made.update({output: words}))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "results/orders", tmp_path / "results/orders")
+    draw("orders")
+    assert list(made) == ["figures/orders/orders-digits.ipynb"]
+    lost = runs("orders")[4].name
+    shutil.rmtree(tmp_path / "results/orders" / lost)
+    with pytest.raises(
+        Problem, match=f"^results/orders lacks 1 of 9 runs, {lost} first, and the notebook needs every row"
+    ):
         draw("orders")
+
+
+def test_what_is_drawn_can_be_read(monkeypatch, tmp_path):
     folder = next((ROOT / "results/small").glob("mnist-finetune-s0-*"))
     monkeypatch.chdir(tmp_path)
     copy = Path(shutil.copytree(folder, tmp_path / "results/small" / folder.name))
