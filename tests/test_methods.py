@@ -102,6 +102,17 @@ def test_with_weight_0_a_method_is_finetuning_bit_for_bit(method, trained):
     assert all(map(same, trained(method, weight=0.0), trained("finetune")))
 
 
+def test_with_distillation_0_the_pair_is_rank_1_ewc_bit_for_bit(trained, three):
+    alone = weights_after_tasks(tiny("rank1_distillation", steps=2, options={"distillation": 0.0}), three)
+    assert all(map(same, alone, trained("rank1")))
+
+
+def test_a_replay_that_returns_no_batch_is_one_line(monkeypatch, three):
+    monkeypatch.setattr(METHODS["replay"], "replayed", lambda self, learner: None)
+    with pytest.raises(Problem, match="^a Batch and NoneType: expected two, as replayed"):
+        at_task(tiny("replay"), three, 1).update()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_costs_the_passes_that_the_method_says(method, three):
     """Counted by torch: a backward pass has twice the multiplications of a forward pass."""
