@@ -276,7 +276,21 @@ def of_fashion_after_20_000_steps() -> Iterator[str]:
     mark = [r.learned(label) / real for label in (FINETUNING, GENERATIVE)]
     assert (np.array(mark) > 3).all()
     finetuned, generated = (listed(times, ".1f") for times in mark)
-    yield f"finetuning's FID is {finetuned} times that of real images, generative replay's {generated} times: the mark"
+    yield f"finetuning's FID is {finetuned} times that of real images, generative replay's {generated} times, L2's"
+    yield f"L2's from task 2 on {span((r.learned(L2) / real)[1:])}: the mark of three"
+    first = [r.scores[(r.scores.label == label) & (r.scores.after_task == 1)] for label in (FINETUNING, GENERATIVE, L2)]
+    assert first[0].value.tolist() == first[1].value.tolist() == first[2].value.tolist()  # "number for number"
+    yield f"new tasks badly (FID {listed(r.learned(L2)[1:])} right after tasks 2 to 5)"
+    old = [r.old(L2, metric) for metric in ("fid", "accuracy", "taken_for_current")]
+    yield "loses old ones all the same: {:.0f}, {:.0f} % right, {:.0f} % taken for the last task.".format(*old)
+    fid, bpd = r.average(L2), [r.average(label, "bpd") for label in (L2, FINETUNING, GENERATIVE)]
+    assert r.average(GENERATIVE) < fid < r.average(FINETUNING) and bpd[0] == max(bpd)
+    yield f"Its average FID, {fid:.0f}, lies between those of the other two, its bits, {bpd[0]:.2f}, are the worst"
+    lost = [[r.old(x, metric) - r.before(x, metric) for x in (L2, FINETUNING, GENERATIVE)] for metric in ("bpd", "fid")]
+    yield "({:.2f} bits on old tasks, finetuning {:.2f}, generative replay {:.2f})".format(*lost[0])
+    yield "generative replay does ({2:.0f}, L2 {0:.0f}, finetuning {1:.0f})".format(*lost[1])
+    l2 = r.rise(L2)
+    yield f"everywhere, least at t = {l2.idxmin():.0f} ({l2.min():.0f} %), most at t = {l2.idxmax():.0f} ({l2.max():.0f} %)"
 
 
 def after_1_000_steps() -> Iterator[str]:
