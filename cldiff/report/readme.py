@@ -124,7 +124,7 @@ def verdicts() -> str:
         seeds.append(seeds_of(path))
         titles.append(f"[{DATASETS[dataset].title}]({path}), {steps:,} steps, {number_of(seeds[-1])}")
         found.append({row[0]: row for row in table_of(path)})
-    chance = " and ".join(f"1 time in {2**n} of {n}" for n in sorted(set(seeds) - {1}, reverse=True))
+    chance = ", ".join(f"{n} do 1 time in {2**n}" for n in sorted(set(seeds) - {1}, reverse=True))
     about = (
         f"The study trains {Run.steps:,} steps a task, of {Run.batch} images by our reading. Each finding is split "
         "into conditions (linked), some decisive (all, where none is marked). *Holds*: all are met. *In "
