@@ -52,8 +52,9 @@ class Learner:
         self.record: dict[str, list] = {}
         self.begun = {"start": hashlib.sha256(start).hexdigest()} if start else {}
         self.seconds = {"train": 0.0, "measure": 0.0}
-        method = METHODS[run.method if run.weight != 0 else "finetune"]  # nothing is done for a loss that counts 0
-        self.method = method(run.weight, method.Options() if run.weight == 0 else method.Options(**run.options))
+        # Nothing is done for a loss that counts 0.
+        name, options = ("finetune", {}) if run.weight == 0 else (run.method, run.options)
+        self.method = METHODS[name](run.weight, METHODS[name].Options(**options))
         self.ids = Ids(tasks, run.condition == "class", self.device)
         colours, _, size = tasks[0].train.images.shape[1:]
         with self.fork():
