@@ -173,7 +173,7 @@ def parser() -> Parser:
             "profile": dict(help="one that `python -m cldiff list` names"),
             "target": dict(help="a file of the plan"),
             "dataset": dict(help="a name of cldiff.tasks.DATASETS"),
-            "results": dict(type=Path, help="folder of results, for example results/small"),
+            "results": dict(type=Path, help="folder of results, for example results/paper-cpu"),
             "--seeds": dict(type=int, default=1, help="repetitions of each run (default 1)"),
             "--device": dict(default="auto", help="auto, cpu or cuda"),
             "--checkpoint": dict(type=int, default=300, help="seconds between two checkpoints (default 300)"),

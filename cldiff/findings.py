@@ -14,6 +14,11 @@ from .evidence import FINETUNING, GENERATIVE, L2, LIGHT, REPLAY, STUDIED, Eviden
 from .stats import CHANCE
 
 NOT_RUN = "not run yet"  # the verdict where rows lack
+RULE = (
+    "A finding holds if all its conditions, which are ours, are met, and in part if a decisive one is (where none is "
+    "marked, any); else it is within noise if a decisive one is undecided, and does not hold otherwise. In brackets: "
+    "how many are met."
+)
 
 
 class Finding(NamedTuple):
@@ -23,7 +28,7 @@ class Finding(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """All met: holds. Of the decisive some: in part; none, one open: within noise. And how many of all are met."""
+        """By `RULE`."""
         answers = list(self.conditions.values())
         if all(answers):
             return "holds"
@@ -178,9 +183,7 @@ def findings_table(e: Evidence) -> tuple[pd.DataFrame, str]:
         noise = f"With one seed, noise over seeds is not known: {about} are compared without any"
     without = f"Not run yet: {'; '.join(e.missing)}. " if e.missing else ""
     note = (
-        f"{e.steps:,} steps per task. {without}A finding holds if all its conditions are met, in part if a "
-        "decisive one is (where none is called so: any); else it does not hold, or is within noise if a decisive one "
-        f"is. The conditions are ours. {noise}. In the study: 2, 3, 5 in section 3.1; 1, 4, 6 in 3.2, Figure 1; 7 in "
-        "3.3, Figure 2."
+        f"{e.steps:,} steps per task. {without}{RULE} {noise}. In the study: 2, 3, 5 in section 3.1; 1, 4, 6 in 3.2, "
+        "Figure 1; 7 in 3.3, Figure 2."
     )
     return pd.DataFrame(rows, columns=["", "finding", "measured", "conditions", "verdict"]), note

@@ -108,7 +108,7 @@ def verify_all(results: Path, data: str | Path = "data", only: str = "") -> None
     """Verifies every run with published weights, or those whose name starts with `only`, and prints what was found.
     Raises Problem if there is none, or if a difference is beyond LIMIT."""
     if not results.is_dir():
-        raise Problem(f"{results}: no such folder; expected one of results, for example results/small")
+        raise Problem(f"{results}: no such folder; expected one of results, for example results/paper-cpu")
     folders = sorted(path.parent for path in results.glob(f"*/{WEIGHTS}") if path.parent.name.startswith(only))
     if only and not any(results.glob(f"{only}*/result.json")):
         raise Problem(f"no finished run in {results} whose name starts with {only!r}")

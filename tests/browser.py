@@ -206,8 +206,8 @@ def test_a_slider_draws_another_picture(lab, page, picture, name, sliders):
 
 @pytest.mark.parametrize("width", [1280, 1000, 390])
 def test_page_of_the_paper_needs_nothing_but_itself(page, picture, width):
-    path = ROOT / "figures" / "small" / "paper.html"
-    assert path.exists(), f"{path} is missing: make paper PROFILE=small"
+    path = ROOT / "figures" / "paper-cpu" / "paper.html"
+    assert path.exists(), f"{path} is missing: make paper PROFILE=paper-cpu"
     asked = []
     page.context.route(re.compile("^(https?|wss?):"), lambda route: (asked.append(route.request.url), route.abort()))
     page.set_viewport_size({"width": width, "height": 900})

@@ -76,7 +76,7 @@ def page(results: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python tests/check_paper.py", description=__doc__)
-    parser.add_argument("results", type=Path, help="folder of results, for example results/small")
+    parser.add_argument("results", type=Path, help="folder of results, for example results/paper-cpu")
     parser.error = lambda message: sys.exit(f"error: {message}")
     try:
         print(page(parser.parse_args().results))

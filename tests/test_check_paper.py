@@ -15,7 +15,7 @@ from cldiff.run import Run
 
 ROOT = Path(__file__).parents[1]
 PAPER = dict(multipliers=(1, 2, 2, 2), attention=16)
-FINISHED = ROOT / "results" / "digits-long"
+FINISHED = ROOT / "results" / "paper-cpu"
 
 
 def verdicts(runs: list[Run]) -> dict[str, str]:
@@ -56,19 +56,13 @@ def test_published_runs_are_one_aligned_table_and_no_error():
     )
     assert (done.returncode, done.stderr) == (0, "")
     title, _, head, *lines, _, floor = done.stdout.splitlines()
-    assert title.startswith(f"{FINISHED}: 15 finished runs. ") and len(lines) == len(ROWS) - 1
+    count = len(list(FINISHED.glob("*/result.json")))
+    assert title.startswith(f"{FINISHED}: {count} finished runs. ") and len(lines) == len(ROWS) - 1
     runs = head.index("these runs")
     assert all(text[runs - 2 : runs] == "  " and text[runs] != " " for text in lines)
     found = {text.split()[0]: text.split()[1:] for text in lines}
-    assert found["steps"] == ["differs", "20,000", "1,000"] and found["seed"] == [
-        "not",
-        "stated",
-        "0",
-        "/",
-        "1",
-        "/",
-        "2",
-    ]
+    assert found["steps"] == ["equal", "20,000", "20,000"] and found["batch"] == ["differs", "128", "32"]
+    assert found["dataset"] == ["equal", *"mnist / fashion_mnist fashion_mnist / mnist".split()]
     assert "of finetuning's average, within the 0.2 that" in floor
 
 

@@ -9,9 +9,10 @@ import pytest
 from cldiff import load_bootstrap, load_curves, load_scores
 from cldiff.evidence import FINETUNING, GENERATIVE, L2, LIGHT, REPLAY, STUDIED, Evidence, answer, less
 from cldiff.findings import FINDINGS, Finding, findings_table
+from cldiff.rows import STUDY
 from cldiff.stats import Difference
 
-SMALL = Path(__file__).parents[1] / "results" / "small"
+SEVERAL = Path(__file__).parents[1] / "results" / "benchmark-digits"  # with three seeds
 SEEDS = 3
 ASKED = list(FINDINGS)
 
@@ -287,8 +288,8 @@ def test_what_is_asked_is_read_from_the_tables_where_it_stands():
 
 def test_values_of_a_table_are_in_the_order_of_seeds_as_curves_are():
     """And not in that of folders, in which seed 10 comes before seed 2."""
-    tables = [load(SMALL, "mnist") for load in (load_scores, load_curves, load_bootstrap)]
-    e = Evidence(*tables, {"steps": 1000, "early": 50, "late": 700})
+    tables = [load(SEVERAL, "digits", STUDY) for load in (load_scores, load_curves, load_bootstrap)]
+    e = Evidence(*tables, {"steps": 200, "early": 50, "late": 300})
     before = e.value(L2, "fid")
     e.summary = e.summary.iloc[::-1]
     assert len(set(before)) == 3 and e.value(L2, "fid").tolist() == before.tolist()
@@ -296,11 +297,11 @@ def test_values_of_a_table_are_in_the_order_of_seeds_as_curves_are():
 
 def test_a_seed_that_not_all_rows_have_yet_does_not_count():
     """As when SEEDS=3 was interrupted: its first rows have a seed more."""
-    scores, curves, bootstrap = (load(SMALL, "mnist") for load in (load_scores, load_curves, load_bootstrap))
+    scores, curves, bootstrap = (load(SEVERAL, "digits", STUDY) for load in (load_scores, load_curves, load_bootstrap))
 
     def answer(there) -> bool | None:
         tables = (table[there(table)] for table in (scores, curves, bootstrap))
-        return Evidence(*tables, {"steps": 1000, "early": 50, "late": 700}).smaller(L2, LIGHT, "fid", "average")
+        return Evidence(*tables, {"steps": 200, "early": 50, "late": 300}).smaller(L2, LIGHT, "fid", "average")
 
     assert answer(lambda table: table.seed < 2) is True
     assert answer(lambda table: (table.seed < 2) | table.label.isin([L2, LIGHT])) is True
@@ -330,8 +331,8 @@ def test_rows_that_share_no_seed_are_one_line():
     ],
 )
 def test_a_finding_is_asked_where_the_rows_that_it_compares_are_there_and_answered_as_ever(there, numbers):
-    run = {"steps": 1000, "early": 50, "late": 700}
-    tables = [load(SMALL, "mnist") for load in (load_scores, load_curves, load_bootstrap)]
+    run = {"steps": 200, "early": 50, "late": 300}
+    tables = [load(SEVERAL, "digits", STUDY) for load in (load_scores, load_curves, load_bootstrap)]
     whole, _ = findings_table(Evidence(*tables, run))
     part, note = findings_table(Evidence(*(table[table.label.isin(there)] for table in tables), run))
     left = ~whole[""].isin(numbers)

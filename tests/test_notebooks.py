@@ -179,8 +179,8 @@ def test_lost_and_damaged_runs_are_done_again_through_kills_to_the_same_results_
 
 def test_a_study_is_drawn_as_far_as_its_runs_are_there(tmp_path):
     """Finetuning alone of one data set, and with one more row of the other: what `python -m cldiff draw` executes."""
-    rows = ("mnist-finetune-s0-*", "fashion_mnist-finetune-s0-*", "fashion_mnist-replay-w1-s0-*")
-    for folder in (path for row in rows for path in (ROOT / "results/small").glob(row)):
+    rows = ("fashion_mnist-finetune-s0-*", "mnist-finetune-s0-*", "mnist-replay-w1-s0-*")
+    for folder in (path for row in rows for path in (ROOT / "results/paper-cpu").glob(row)):
         shutil.copytree(folder, tmp_path / "results" / folder.name)
     words = {"results": str(tmp_path / "results"), "figures": str(tmp_path / "figures")}
     for name in FIGURES:
@@ -190,13 +190,13 @@ def test_a_study_is_drawn_as_far_as_its_runs_are_there(tmp_path):
         name: [row[0] for row in table_of(tmp_path / f"figures/findings-{name}.md")[1:] if row[-1] != "not run yet"]
         for name in ("mnist", "fashion_mnist")
     }
-    assert found == {"mnist": ["1", "6"], "fashion_mnist": ["1", "4", "6", "7"]}
+    assert found == {"fashion_mnist": ["1", "6"], "mnist": ["1", "4", "6", "7"]}
     assert (tmp_path / "figures/figure_strip-mnist.gif").exists()
     execute(ROOT / "notebooks/paper.ipynb", tmp_path / "paper.ipynb", {"datasets": ["mnist", "fashion_mnist"], **words})
     page = (tmp_path / "paper.ipynb").read_text()
     for said in (
-        "1 of the 5 methods (MNIST), 2 of the 5 methods (Fashion-MNIST)",
-        "finding 7: **not run yet** (MNIST)",
+        "2 of the 5 methods (MNIST), 1 of the 5 methods (Fashion-MNIST)",
+        "finding 7: **not run yet** (Fashion-MNIST)",
         "On MNIST (1 seed)",
         "not run yet: 2, 3, 4, 5, 7",
         "not run yet: 2, 3, 5",
@@ -279,7 +279,7 @@ def test_tables_figures_and_paper_follow_the_number_of_tasks(tmp_path):
 
 
 def test_opened_by_hand_tables_figures_and_paper_show_the_published_results():
-    shown = [job for job in jobs("small").values() if job["kind"] in ("figure", "paper")]
+    shown = [job for job in jobs("paper-cpu").values() if job["kind"] in ("figure", "paper")]
     shown = [job for job in shown if job["parameters"].get("dataset") != "fashion_mnist"]
     assert len(shown) == len(FIGURES) + 1
     for job in shown:
@@ -288,9 +288,9 @@ def test_opened_by_hand_tables_figures_and_paper_show_the_published_results():
 
 
 def test_the_paper_shows_every_data_set_of_a_profile(tmp_path):
-    """The published small runs; smoke's paper has one data set."""
+    """Those of paper-cpu; smoke's paper has one data set."""
     out = tmp_path / "paper.ipynb"
-    execute(ROOT / "notebooks" / "paper.ipynb", out, jobs("small")["figures/small/paper.ipynb"]["parameters"])
+    execute(ROOT / "notebooks" / "paper.ipynb", out, jobs("paper-cpu")["figures/paper-cpu/paper.ipynb"]["parameters"])
     shown = "\n".join(
         part["data"].get("text/markdown", "")
         for cell in nbformat.read(out, 4).cells
@@ -299,16 +299,16 @@ def test_the_paper_shows_every_data_set_of_a_profile(tmp_path):
     )
     for name in ("table", "table_differences", "table_task1", "findings", "table_protocols"):
         for dataset in ("mnist", "fashion_mnist"):
-            assert (ROOT / "figures/small" / f"{name}-{dataset}.md").read_text().strip() in shown
+            assert (ROOT / "figures/paper-cpu" / f"{name}-{dataset}.md").read_text().strip() in shown
     for caption in ("Table 14.", "Figure 5 (MNIST).", "Figure 5 (Fashion-MNIST)."):
         assert f"**{caption}**" in shown
 
 
 def test_findings_compare_the_same_seeds(tmp_path):
     """An interrupted SEEDS=3 leaves some methods with fewer seeds."""
-    for folder in (ROOT / "results/small").glob("mnist-*"):
-        if not folder.name.startswith("mnist-finetune-") or "-s0-" in folder.name:
+    for folder in (ROOT / "results/benchmark-digits").glob("digits-*"):
+        if not folder.name.startswith("digits-finetune-") or "-s0-" in folder.name:
             shutil.copytree(folder, tmp_path / "results" / folder.name)
-    drawn("findings", dataset="mnist", results=str(tmp_path / "results"), figures=str(tmp_path))
-    text = (tmp_path / "findings-mnist.md").read_text()
+    drawn("findings", dataset="digits", results=str(tmp_path / "results"), figures=str(tmp_path))
+    text = (tmp_path / "findings-digits.md").read_text()
     assert "n = 1 seed;" in text and " ± " not in text

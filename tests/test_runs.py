@@ -74,8 +74,8 @@ WAITING = {name for name, p in PROFILES.items() if p.sweep and waits(name)}
         ),
         ({"classes_per_task": 1, "tasks": 11}, "tasks=11: expected 0 (all of digits), or 2 .. 10"),
         (
-            {"start": "results/small/weights.pt"},
-            "start='results/small/weights.pt': expected the name of a finished run",
+            {"start": "results/paper-cpu/weights.pt"},
+            "start='results/paper-cpu/weights.pt': expected the name of a finished run",
         ),
         ({"condition": "label"}, "unknown condition 'label'; known: task, class"),
         (
@@ -141,12 +141,12 @@ def test_names_of_published_runs_stay():
     assert len(found) >= 25
     for path in found:
         assert Run(**json.loads(path.read_text())["run"]).name == path.parent.name
-    assert {run.name for run in runs("small", 2)} <= {path.parent.name for path in found}
+    assert {run.name for run in runs("benchmark-digits", 3)} <= {path.parent.name for path in found}
 
 
 def test_a_later_parameter_counts_in_the_name_off_its_default_only():
-    run = runs("small")[0]
-    assert run.name == "mnist-finetune-s0-ada38114" and (run.compiled, run.patch) == (False, 1)
+    run = runs("benchmark-digits")[0]
+    assert run.name == "digits-finetune-s0-19354408" and (run.compiled, run.patch) == (False, 1)
     assert len({run.name, dataclasses.replace(run, compiled=True).name, dataclasses.replace(run, patch=2).name}) == 3
 
 
@@ -538,23 +538,23 @@ def test_the_plan_lists_a_first_task_once_before_its_runs_and_none_for_runs_that
 
 
 def test_draw_executes_the_notebooks_of_data_sets_that_have_finetuning_and_no_run(monkeypatch, tmp_path):
-    there = [ROOT / "results/small" / run.name for run in runs("small") if run.method in ("finetune", "replay")]
+    there = [path.parent for path in (ROOT / "results/paper-cpu").glob("*/result.json")]
     made, pages = {}, []
     monkeypatch.setattr("cldiff.report.execute.execute", lambda notebook, output, words: made.update({output: words}))
     monkeypatch.setattr("cldiff.report.page.write_page", lambda *paths: pages.append([str(path) for path in paths]))
     monkeypatch.chdir(tmp_path)
-    none = "no finished run of finetuning in results/small: `make paper PROFILE=small` makes them"
+    none = "no finished run of finetuning in results/paper-cpu: `make paper PROFILE=paper-cpu` makes them"
     for folder in there:
         if folder.name.startswith(("mnist-replay", "fashion_mnist-replay")):
-            shutil.copytree(folder, tmp_path / "results/small" / folder.name)
+            shutil.copytree(folder, tmp_path / "results/paper-cpu" / folder.name)
     with pytest.raises(ResultError, match=f"^{none}$"):
-        draw("small")
+        draw("paper-cpu")
     first = next(folder for folder in there if folder.name.startswith("mnist-finetune"))
-    shutil.copytree(first, tmp_path / "results/small" / first.name)
-    draw("small")
+    shutil.copytree(first, tmp_path / "results/paper-cpu" / first.name)
+    draw("paper-cpu")
     assert {words["dataset"] for output, words in made.items() if not output.endswith("paper.ipynb")} == {"mnist"}
-    assert made["figures/small/paper.ipynb"]["datasets"] == ["mnist"] and len(made) == len(FIGURES) + 1
-    assert pages == [["figures/small/paper.ipynb", "figures/small/paper.html"]]
+    assert made["figures/paper-cpu/paper.ipynb"]["datasets"] == ["mnist"] and len(made) == len(FIGURES) + 1
+    assert pages == [["figures/paper-cpu/paper.ipynb", "figures/paper-cpu/paper.html"]]
 
 
 def test_an_experiment_is_drawn_where_every_row_is_there(monkeypatch, tmp_path):
@@ -573,12 +573,12 @@ def test_an_experiment_is_drawn_where_every_row_is_there(monkeypatch, tmp_path):
 
 
 def test_what_is_drawn_can_be_read(monkeypatch, tmp_path):
-    folder = next((ROOT / "results/small").glob("mnist-finetune-s0-*"))
+    folder = next((ROOT / "results/paper-cpu").glob("mnist-finetune-s0-*"))
     monkeypatch.chdir(tmp_path)
-    copy = Path(shutil.copytree(folder, tmp_path / "results/small" / folder.name))
+    copy = Path(shutil.copytree(folder, tmp_path / "results/paper-cpu" / folder.name))
     (copy / "scores.csv").write_text("")
-    with pytest.raises(ResultError, match=f"^results/small/{folder.name}: "):
-        draw("small")
+    with pytest.raises(ResultError, match=f"^results/paper-cpu/{folder.name}: "):
+        draw("paper-cpu")
 
 
 def test_accept_writes_what_the_rule_makes_of_a_sweep(monkeypatch, tmp_path, capsys):

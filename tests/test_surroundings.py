@@ -33,7 +33,7 @@ from cldiff.results import ResultError, read_result
 from cldiff.study import runs
 
 ROOT = Path(__file__).parents[1]
-PUBLISHED = next((ROOT / "results" / "small").glob("mnist-finetune-s0-*"))
+PUBLISHED = next((ROOT / "results" / "paper-cpu").glob("mnist-finetune-s0-*"))
 
 
 def git(*words: str | Path) -> None:
@@ -327,8 +327,8 @@ def test_tables_with_other_line_ends_are_whole_and_read_alike(tmp_path):
 
 
 def in_a_clone(folder: Path, monkeypatch) -> Path:
-    """The published run in a folder that `plan small` takes for a clone."""
-    run = folder / "results" / "small" / PUBLISHED.name
+    """The published run in a folder that `plan paper-cpu` takes for a clone."""
+    run = folder / "results" / "paper-cpu" / PUBLISHED.name
     shutil.copytree(PUBLISHED, run)
     (folder / "notebooks").symlink_to(ROOT / "notebooks")
     monkeypatch.chdir(folder)
@@ -339,10 +339,10 @@ def in_a_clone(folder: Path, monkeypatch) -> Path:
 def test_published_results_that_are_damaged_are_named_and_not_moved(command, tmp_path, monkeypatch):
     run = in_a_clone(tmp_path, monkeypatch)
     (run / "scores.csv").write_text("cut")
-    monkeypatch.setattr(sys, "argv", ["cldiff", command, "small"])
+    monkeypatch.setattr(sys, "argv", ["cldiff", command, "paper-cpu"])
     with pytest.raises(SystemExit) as stop:
         main()
-    short = Path("results/small", run.name)
+    short = Path("results/paper-cpu", run.name)
     assert str(stop.value) == (
         f"error: {short}: scores.csv is not the file that was written; `git checkout -- {short}` brings it back where "
         "it was published; to do the run again, delete the folder"
@@ -350,7 +350,7 @@ def test_published_results_that_are_damaged_are_named_and_not_moved(command, tmp
     assert {path.name for path in run.parent.iterdir()} == {run.name} and (run / "scores.csv").read_text() == "cut"
 
 
-@pytest.mark.parametrize("profile, only", [("smoke", "digits-finetune"), ("small", "mnist-finetune")])
+@pytest.mark.parametrize("profile, only", [("smoke", "digits-finetune"), ("paper-cpu", "mnist-finetune")])
 def test_a_damaged_result_is_no_run_that_is_there(profile, only, tmp_path, monkeypatch, capsys):
     """Of a published profile too, in a folder of one's own."""
     (name,) = (finish(tmp_path, run).name for run in runs(profile, only=only))
@@ -679,9 +679,9 @@ def test_lab_opens_the_notebooks_of_this_clone(tmp_path):
 
 def test_clean_deletes_the_folders_of_a_profile(tmp_path):
     kinds = ("results", "figures")
-    for kind, name in itertools.product(kinds, ("small", "digits-long")):
+    for kind, name in itertools.product(kinds, ("small", "digits")):
         (tmp_path / kind / name).mkdir(parents=True)
-    assert make(tmp_path, "clean", "PROFILE=digits-long").returncode == 0
+    assert make(tmp_path, "clean", "PROFILE=digits").returncode == 0
     assert [[path.name for path in (tmp_path / kind).iterdir()] for kind in kinds] == [["small"]] * 2
 
 

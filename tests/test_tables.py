@@ -20,7 +20,7 @@ from cldiff.report.tables import (
 from cldiff.rows import STUDY
 from cldiff.study import labels_of, runs
 
-SMALL = Path(__file__).parents[1] / "results" / "small"
+PUBLISHED = Path(__file__).parents[1] / "results" / "paper-cpu"
 RUN = {"steps": 10, "early": 5, "late": 7, "buffer": 20, "curve_images": 100}
 
 
@@ -90,7 +90,7 @@ def test_copies_are_shown_where_every_run_has_them():
 
 def test_only_averages_are_bold_and_beside_them_stands_what_was_learned():
     """The study's rows on MNIST: replay forgets least, L2 learns least."""
-    table, _ = results_table(*(load(SMALL, "mnist", STUDY) for load in (load_scores, load_bootstrap)))
+    table, _ = results_table(*(load(PUBLISHED, "mnist", STUDY) for load in (load_scores, load_bootstrap)))
     bold = [name for name in table if table[name].str.contains("*", regex=False).any()]
     assert bold == [name for name in table if name.startswith("avg ")]
     learned = table.set_index("")["FID when learned ↓"]
@@ -99,7 +99,7 @@ def test_only_averages_are_bold_and_beside_them_stands_what_was_learned():
 
 def test_a_row_alone_is_not_called_the_best():
     alone = [
-        of[of.label == "Finetuning"] for of in (load(SMALL, "mnist", STUDY) for load in (load_scores, load_bootstrap))
+        of[of.label == "Finetuning"] for of in (load(PUBLISHED, "mnist", STUDY) for load in (load_scores, load_bootstrap))
     ]
     assert "*" not in results_table(*alone)[0].to_string()
 

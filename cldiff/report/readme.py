@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..errors import Problem
 from ..evidence import FINETUNING, GENERATIVE, LIGHT, REPLAY
+from ..findings import RULE
 from ..methods import METHODS
 from ..results import load_scores
 from ..rows import STUDY
@@ -126,11 +127,9 @@ def verdicts() -> str:
         found.append({row[0]: row for row in table_of(path)})
     chance = ", ".join(f"{n} do 1 time in {2**n}" for n in sorted(set(seeds) - {1}, reverse=True))
     about = (
-        f"The study trains {Run.steps:,} steps a task, of {Run.batch} images by our reading. Each finding is split "
-        "into conditions (linked), some decisive (all, where none is marked). *Holds*: all are met. *In "
-        "part*: a decisive one is. *Within noise*: none is, but one is undecided. *Does not hold*: the rest. In "
-        "brackets: how many of all are met. With several seeds, met asks little more than that all agree in sign (by "
-        f"chance {chance}); with one, averages are compared beside noise of images, the rest beside none. "
+        f"The study trains {Run.steps:,} steps a task, of {Run.batch} images by our reading. {RULE} Conditions are "
+        f"linked. With several seeds, met asks little more than that all agree in sign (by chance {chance}); with "
+        "one, averages are compared beside noise of images, the rest beside none. "
         f"On the digits t = {late} stands for t = {Run.late}."
     )
     # In the words of 28 pixels: at 8 the late timestep is another one.
