@@ -99,7 +99,8 @@ def test_only_averages_are_bold_and_beside_them_stands_what_was_learned():
 
 def test_a_row_alone_is_not_called_the_best():
     alone = [
-        of[of.label == "Finetuning"] for of in (load(PUBLISHED, "mnist", STUDY) for load in (load_scores, load_bootstrap))
+        of[of.label == "Finetuning"]
+        for of in (load(PUBLISHED, "mnist", STUDY) for load in (load_scores, load_bootstrap))
     ]
     assert "*" not in results_table(*alone)[0].to_string()
 
