@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib import rc_context
 
-from cldiff import Run, load_curves, load_scores, load_tasks
+from cldiff import Diffusion, Run, load_curves, load_scores, load_tasks
 from cldiff.contrasts import Contrast, compared
 from cldiff.evidence import FINETUNING, GENERATIVE, L2, LIGHT, REPLAY, STUDIED
 from cldiff.learner import Learner
@@ -22,7 +22,7 @@ from cldiff.report.benchmark import prices
 from cldiff.rows import REPLAY_KEPT
 from cldiff.stats import result_matrix
 from cldiff.study import labels_of
-from cldiff.tasks import ORDERS
+from cldiff.tasks import ORDERS, sequence
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "results"
@@ -83,6 +83,20 @@ class Results:
     def rise(self, label: str) -> pd.Series:
         """In percent, by timestep, mean over seeds."""
         return 100 * (self.times(label).mean(axis=1) - 1)
+
+    def bits(self, label: str, start: int) -> tuple[float, float, float]:
+        """Of task 1: what its BPD has changed by since it was learned, how much of that lies at timesteps from `start`
+        on, and their share of the bits. Losses between those of the curves are interpolated, and not clipped."""
+        rows = self.curves[(self.curves.label == label) & (self.curves.split == "validation")]
+        bpd = rows.dropna(subset="bpd").set_index("step").bpd
+        losses = rows.dropna(subset="loss").pivot(index="step", columns="timestep", values="loss")
+        first = self.curves.step[self.curves.task == 1].max()
+        d, t = Diffusion(), np.arange(start, 1000)
+        weight = (d.beta / (2 * (1 - d.beta) * (1 - d.alpha_bar) * np.log(2))).numpy()[start:]
+        at_first, in_the_end = (
+            (weight * np.interp(t, losses.columns, losses.loc[step])).sum() for step in (first, losses.index[-1])
+        )
+        return bpd.iloc[-1] - bpd[first], in_the_end - at_first, at_first / bpd[first]
 
     @cached_property
     def names(self) -> dict:
@@ -171,6 +185,12 @@ def after_20_000_steps() -> Iterator[str]:
     yield "(on validation images {:.2f} to {:.2f} in the first 1,000 steps of task 2".format(*way)
     yield f"where replay with weight 1 has {rows[REPLAY][21_000]:.2f}), and later training"
     yield "makes up for it: {2:.2f} after task 2, {3:.2f} in the end.".format(*way)
+    yield f"bits were {listed(rows[FINETUNING][[10_000, 15_000, 20_000]], '.2f')} after 10,000, 15,000 and 20,000 steps"
+    (gain, late, share), (more, of_light, _) = r.bits(FINETUNING, 50), r.bits(LIGHT, 50)
+    yield f"Of the {-gain:.3f} bits that task 1 gains, the timesteps from 50 on, where its digits are lost, cost {late:.3f},"
+    yield f"and those before 50 bring {late - gain:.3f} (losses at every fiftieth timestep"
+    yield f"Weight 0.01 gains the same {of_light - more:.3f} before 50 and loses {of_light:.3f} from there on: the"
+    yield f"The timesteps from 50 on are {100 * share:.0f} % of task 1's bits"
     alone = listed(r.learned(FINETUNING)[1:])
     yield f"new tasks badly (FID {listed(r.learned(L2)[1:])} right after tasks 2 to 5, under finetuning {alone})"
     old = [r.old(L2, metric) for metric in ("fid", "accuracy", "taken_for_current")]
@@ -185,8 +205,9 @@ def after_20_000_steps() -> Iterator[str]:
         yield f"| {name_of(label)} | {' | '.join(f'{x:.3g}' if x > 10 else f'{x:.2f}' for x in times)} |"
     old = [r.old(REPLAY, metric) for metric in ("fid", "accuracy", "bpd")]
     yield "tasks {:.0f}, {:.0f} % right, and {:.2f} bits ({:.2f} when learned)".format(*old, r.before(REPLAY, "bpd"))
-    copied = r.matrix(REPLAY, "copied")[-1, :-1]
-    yield "{:.0f}, {:.1f}, {:.1f} and {:.0f} % of the samples are nearly one of these 200".format(*copied)
+    copied = r.matrix(REPLAY, "copied")
+    yield "{:.0f}, {:.1f}, {:.1f} and {:.0f} % of the samples for tasks 1 to 4 are nearly one of".format(*copied[-1])
+    yield f"task 1 had {copied[1, 0]:.0f} % after 3,200 times, task 2 has {copied[-1, 1]:.1f} % after 3,500"
     precision, recall = (r.matrix(REPLAY, metric)[[0, -1], 0] for metric in ("precision", "recall"))
     yield "precision rises ({:.2f} to {:.2f}) while its recall falls ({:.2f} to {:.2f})".format(*precision, *recall)
     yield f"New tasks pay: FID right after tasks 2 to 5 is {listed(r.learned(REPLAY)[1:])}, under finetuning {alone}"
@@ -197,7 +218,7 @@ def after_20_000_steps() -> Iterator[str]:
     old = [r.old(LIGHT, metric) for metric in ("fid", "accuracy", "precision")]
     old.append(r.before(LIGHT, "precision"))
     yield "Old tasks have FID {:.0f}, {:.0f} % right, and precision {:.2f} ({:.2f} when learned)".format(*old)
-    yield f"it stays at {r.old(LIGHT, 'recall'):.2f} ({r.before(LIGHT, 'recall'):.2f} when learned), and finetuning has"
+    yield f"stays at {r.old(LIGHT, 'recall'):.2f} ({r.before(LIGHT, 'recall'):.2f} when learned; finetuning has"
     yield f"finetuning has {r.matrix(FINETUNING, 'recall')[3, 0]:.2f} for task 1 after task 4"
     old = [r.old(GENERATIVE, metric) for metric in ("fid", "accuracy", "bpd")]
     yield "old tasks have FID {:.0f}, {:.0f} % right, and {:.2f} bits".format(*old)
@@ -236,6 +257,9 @@ def of_fashion_after_20_000_steps() -> Iterator[str]:
         *old
     )
     yield f"rises from {r.learned(FINETUNING, 'bpd').mean():.2f} to {r.average(FINETUNING, 'bpd'):.2f}."
+    loss, late, share = r.bits(FINETUNING, 50)
+    yield f"Of the {loss:.3f} bits that task 1 loses, {late:.3f} lie from t = 50 on, which are {100 * share:.0f} % of its bits"
+    yield f"% of its bits, and {loss - late:.3f} before:"
     rise = r.rise(FINETUNING)
     yield f"{rise[50]:.0f} % at t = 50 and by {rise[700]:.0f} % at t = 700, most at t = {rise.idxmax():.0f} ({rise.max():.0f} %)"
     ends = [r.times(FINETUNING, step).loc[700].mean() for step in (20_000, 40_000, 60_000, 80_000)]
@@ -259,9 +283,10 @@ def of_fashion_after_20_000_steps() -> Iterator[str]:
     )
     first = [r.matrix(GENERATIVE, x)[:, 0] for x in ("fid", "bpd")]
     yield f"task 1's FID goes {listed(first[0], last=', ')}, its bits {listed(first[1], '.2f', ', ')}."
-    yield "precision stays ({:.2f} when learned, {:.2f} in the end), recall falls from {:.2f} to {:.2f}.".format(
-        *(of(GENERATIVE, x) for x in ("precision", "recall") for of in (r.before, r.old))
+    yield "does not see ({:.2f} when learned, {:.2f} in the end)".format(
+        *(of(GENERATIVE, "precision") for of in (r.before, r.old))
     )
+    yield "(recall falls from {:.2f} to {:.2f})".format(*(of(GENERATIVE, "recall") for of in (r.before, r.old)))
     third, right = r.matrix(GENERATIVE)[:, 2], r.matrix(GENERATIVE, "accuracy")[-1, 2]
     yield f"task 3, lose most (FID {third[2]:.0f} to {third[-1]:.0f}, {right:.0f} % right)"
     new, alone = (listed(r.learned(label)[1:]) for label in (GENERATIVE, FINETUNING))
@@ -340,11 +365,19 @@ def in_orders() -> Iterator[str]:
 
     r = Results(RESULTS / "orders", "digits", notebook="orders")
     reversal = r.contrast(f"{FINETUNING}, reversed", f"{FINETUNING}, label")
-    yield f"{interval(reversal)} times the FID of label order (Holm p = {reversal.holm:.2f})"
+    yield f"{interval(reversal)} times the FID (Holm p = {reversal.holm:.2f})"
+    ends = {(order, seed): sequence("digits", order=order, seed=seed)[-1] for order in ORDERS for seed in range(3)}
+    alike = [seed for seed in range(3) if ends["shuffled", seed] == ends["reversed", seed]]
+    assert alike == [2] and ends["reversed", 2] == (0, 1)
+    fid = {order: r.arms.fid[f"{FINETUNING}, {order}"] for order in ORDERS}
+    yield f"and has {fid['shuffled'][2]:.0f} where that has {fid['reversed'][2]:.0f} (label order: {span(fid['label'])})"
     leads = [r.contrast(f"{DISTILLATION}, {order}", f"{REPLAY}, {order}").holm for order in ORDERS]
     yield f"beyond noise in none (Holm p of {min(leads):.1f} and more)"
     replay, alone = (between(r, label) for label in (REPLAY, FINETUNING))
-    yield f"the largest mean is {replay:.2f} times the smallest, finetuning's {alone:.2f} times"
+    yield f"By FID distillation passes (the largest mean is {between(r, DISTILLATION):.2f} times the smallest), replay does"
+    yield f"replay does not ({replay:.2f} times; finetuning {alone:.2f} times)"
+    row = r.contrast(f"{REPLAY}, reversed", f"{REPLAY}, label", "forgetting")
+    yield f"(replay, reversed against label: {row.difference:+.0f} [{row.low:+.0f}, {row.high:+.0f}])"
     seeds = [r.arms.fid[f"{REPLAY}, {order}"] for order in ("label", "reversed")]
     yield "a factor of {:.1f} (label) and {:.1f} (reversed)".format(*(fid.max() / fid.min() for fid in seeds))
     r, labels = Results(RESULTS / "orders-mnist", "mnist", notebook="orders"), (REPLAY, DISTILLATION, FINETUNING)
@@ -352,6 +385,7 @@ def in_orders() -> Iterator[str]:
     yield f"{replay} (label, reversed, shuffled), generative distillation {distilled}, finetuning {alone}."
     yield f"half learned (FID {span(r.mean(f'{DISTILLATION}, {x}', 'fid_learned') for x in ORDERS)} right after a task"
     yield from (f"replay varies there by x {between(r, x):.2f}, as much as finetuning" for x in (REPLAY, FINETUNING))
+    yield f"distillation by x {between(r, DISTILLATION):.2f}"
 
 
 def kept_of_class_1(seed: int, dataset: str) -> int:
@@ -365,7 +399,12 @@ def of_two_tasks() -> Iterator[str]:
     sigmoid, constant, mirror, on_new = (r.mean(arm, "bpd") for arm in (SIGMOID, REPLAY, MIRROR, ON_NEW))
     p = "p < 0.001" if r.contrast(SIGMOID, REPLAY, "bpd").holm < 0.001 else "p is not"
     yield f"has {sigmoid:.2f} bits where it has {constant:.2f} ({p}), and FID x {interval(r.contrast(SIGMOID, REPLAY))}"
-    yield f"Its mirror has {mirror:.2f}, the same weights on the *new* task's loss {on_new:.2f}"
+    against = [interval(r.contrast(SIGMOID, arm)) for arm in (MIRROR, ON_NEW)]
+    yield f"Its mirror has {mirror:.2f} (FID x {against[0]}), the same weights on the *new* task's loss {on_new:.2f} (x {against[1]})"
+    least = r.arms.bpd.groupby("label").mean().nsmallest(2)
+    assert DISTILLED in least.index and r.arms.fid.groupby("label").mean().idxmin() == DISTILLED
+    tie = r.contrast(*least.index, "bpd")
+    yield f"its BPD is not told from the lowest ({least.iloc[1]:.3f} and {least.iloc[0]:.3f}, raw p = {tie.p:.2f})"
     fid, bpd = r.contrast(SIGMOID, TENTH), r.contrast(SIGMOID, TENTH, "bpd")
     yield f"the sigmoid has {interval(bpd)} bits more than weight 0.1, at FID x {interval(fid)}."
     arms = (ROOT / "figures" / "replay" / "arms-digits.md").read_text(encoding="utf-8")
@@ -373,14 +412,14 @@ def of_two_tasks() -> Iterator[str]:
         re.search(rf"^\| {re.escape(label)} \|(?:[^|]*\|){{3}} ([\d.]+) ", arms, re.M)[1]
         for label in (SIGMOID.replace("weight 1,", "weight 0.1,"), TENTH)
     )
-    yield f"costs bits (first stage: sigmoid {aware}, constant {plain})"
+    yield f"seemed to cost bits (first stage, three seeds, not tested: sigmoid {aware}, constant {plain})"
     floor = r.scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
     yield f"about 70 test images a task and a floor of {floor:.1f}:"
     fid, bpd, both = r.contrast(*r.best("fid")), r.contrast(*r.best("bpd"), "bpd"), r.contrast(*r.best("both"))
     yield f"(chosen by FID x {interval(fid)}: a gain of {100 * (1 - fid.low):.0f} % is not excluded)"
     yield f"(FID x {interval(both)}, BPD worse by {r.contrast(*r.best('both'), 'bpd').difference:.2f})"
     yield f"one gains {-bpd.difference:.2f} bits (p = {bpd.holm:.3f})"
-    yield f"It has the lowest FID, {r.mean(DISTILLED):.1f}"
+    yield f"It has the lowest mean FID, {r.mean(DISTILLED):.1f}"
     shape, constant = r.best("both")
     fid, bpd = r.contrast(DISTILLED, constant), r.contrast(DISTILLED, shape, "bpd")
     yield f"(BPD against the best shape, {bpd.difference:.2f}, p = {bpd.holm:.3f})"
@@ -409,13 +448,21 @@ def on_mnist() -> Iterator[str]:
     yield "{:.0f} % of the old task's samples are copies under it, {:.0f} % under the constant, {:.0f} %".format(*own)
     yield f"whose FID for the old task is {r.mean(MIRROR, 'fid_old'):.0f}"
     yield "(on the digits {:.1f}, {:.0f} and {:.0f} %)".format(*digits)
+    less, there, control = (*(x.contrast(SIGMOID, REPLAY, "copied") for x in (r, TWO)), r.contrast(SIGMOID, ON_NEW))
+    assert there.p < 0.001
+    yield f"sigmoid against constant, raw p = {less.p:.2f}, on the digits p < 0.001."
+    yield f"has the lower FID (sigmoid x {interval(control)}, raw p = {control.p:.2f})"
+    means = r.arms.groupby("label")[["copied", "bpd_old", "recall"]].mean()
+    bits, recall = means.corr("spearman").copied[["bpd_old", "recall"]]
+    yield f"and the mirror, with {own[2]:.0f} % copies, has {means.bpd_old[MIRROR]:.2f} bits."
+    yield f"rise together (rank correlation {bits:.2f}), recall hardly falls with them ({recall:.2f})"
     fid, both = (r.contrast(*r.best(by)) for by in ("fid", "both"))
     yield f"(by FID x {interval(fid)}; by both x {interval(both)}, p = {both.holm:.2f})"
     yield f"Three of the four lowest FIDs, {span(r.arms.fid.groupby('label').mean().nsmallest(4)[1:])} against *test*"
     yield f"{own[1]:.0f} % of weight 1's samples for the old task are"
     recall, bpd = ([r.mean(arm, x) for arm in (REPLAY, DISTILLED)] for x in ("recall", "bpd_old"))
     yield "{:.2f} against distilled replay's {:.2f})".format(*recall)
-    yield "BPD of the old task ({:.2f} against {:.2f})".format(*bpd)
+    yield "BPD of the old task higher ({:.2f} against {:.2f})".format(*bpd)
     third, (fid, bpd) = r.contrast(DISTILLED, THIRD), (r.contrast(DISTILLED, TENTH, x) for x in ("fid", "bpd"))
     yield f"Weight 0.3 has FID {r.mean(THIRD):.0f} and copies {r.mean(THIRD, 'copied'):.0f} %; distilled replay copies"
     yield f"and has {r.mean(DISTILLED):.0f} (with hindsight x {interval(third)}, raw p = {third.p:.2f}, at the same BPD"

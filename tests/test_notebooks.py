@@ -48,7 +48,7 @@ EXPERIMENTS = {  # rows, settings, and how many rows the tables have
     "orders": (IN_ORDERS, {}, {"orders": 3, "contrasts": 9}),
     "pretrained": (PRETRAINED, {}, {"pretrained": 6, "contrasts": 9}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
-    "ten": (TEN, {"classes_per_task": 1}, {"ten": 4, "contrasts": 7}),
+    "ten": (TEN, {"classes_per_task": 1}, {"ten": 4, "contrasts": 10}),
     "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
 }
 LONG = "ü" * 100

@@ -123,10 +123,10 @@ def test_generated_parts_follow_results_and_a_lost_marker_is_an_error(monkeypatc
     for name in (
         "README.md",
         "docs",
-        "figures/digits-long",
         "figures/small",
         "figures/paper-cpu",
         "figures/benchmark-digits",
+        "figures/orders-mnist",
         "results/paper-cpu",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..errors import Problem
 from ..evidence import FINETUNING, GENERATIVE, LIGHT, REPLAY
@@ -19,16 +20,12 @@ from ..results import load_scores
 from ..rows import STUDY
 from ..run import Run
 from ..stats import average, forgetting, result_matrix
-from ..study import PROFILES
-from ..tasks import DATASETS
+from ..study import PROFILES, runs
+from ..tasks import DATASETS, ORDERS
+from ..unet import UNet
 from .tables import mean_and_error
 
-VERDICTS = (
-    "digits-long/findings-digits",
-    "small/findings-mnist",
-    "small/findings-fashion_mnist",
-    "paper-cpu/findings-mnist",
-)  # of figures/, as .md
+VERDICTS = "small/findings-mnist", "small/findings-fashion_mnist", "paper-cpu/findings-mnist"  # of figures/, as .md
 RUNNING = Path("docs/running.md")
 LEADERBOARD = Path("figures/benchmark-digits/leaderboard-digits.md")
 SHOWN = ("digits", "small", "paper-cpu", "orders-mnist", "paper")  # the profiles whose parameters are listed
@@ -85,8 +82,8 @@ def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
         f"{value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
         f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{others}. On "
         f"the digits, {benchmark()}. "
-        "FID: in features of a LeNet, a small classifier, against *test* images (Tables 1 to 4 of the paper: "
-        f"*training* images, {value(FINETUNING, 'fid', digits=0, split='train')} for finetuning); ± standard error."
+        "FID: in features of a LeNet, against *test* images (Tables 1 to 4: *training* images, "
+        f"{value(FINETUNING, 'fid', digits=0, split='train')} for finetuning); ± standard error."
     )
 
 
@@ -96,12 +93,20 @@ def benchmark(root: Path = Path()) -> str:
     head, *rows = table_of(board)
     fid = {row[0]: row[head.index("avg FID, test ↓")] for row in rows}
     methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in fid)]
+    head, *rows = table_of(orders := root / "figures/orders-mnist/orders-mnist.md")
+    ends = {row[0]: [row[head.index(f"FID ↓, {order}")] for order in ORDERS] for row in rows}
+    replay, distilled = (
+        f"{min(values, key=float)} to {max(values, key=float)}"
+        for values in (ends[REPLAY], ends["Generative distillation, weight 1"])
+    )
     return (
         f"{PROFILES['benchmark-digits'].settings['steps']} steps, {number_of(seeds_of(board))}, {len(methods)} "
         f"methods: finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]} (weight 1), distilled replay "
         f"{fid['Distilled replay, weight 1']}, generative distillation "
         f"{fid['Generative distillation, weight 1']}, one network a task, begun at the last one's, "
-        f"{fid['One model for each task, start previous']}"
+        f"{fid['One model for each task, start previous']}. That order is the digits': on MNIST, "
+        f"{PROFILES['orders-mnist'].settings['steps']:,} steps, {number_of(seeds_of(orders))}, experience replay "
+        f"(weight 1) has {replay}, by the order of tasks, generative distillation {distilled}"
     )
 
 
@@ -116,24 +121,30 @@ def minutes() -> str:
     )
 
 
+def size_of(run: Run) -> float:
+    """Million parameters, at 28x28 pixels."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in UNet.of(run, 28, run.tasks, 1).parameters()) / 1e6
+
+
 def verdicts() -> str:
     """The seven findings, and whether they hold on each data set."""
-    late, found, titles, seeds = PROFILES["digits"].settings["late"], [], [], []
+    found, titles, seeds, sizes = [], [], [], [size_of(Run())]
     for name in VERDICTS:
         path, dataset = Path("figures", f"{name}.md"), name.split("-")[-1]
-        steps = PROFILES[path.parent.name].settings.get("steps", Run.steps)
+        run = runs(path.parent.name)[0]
         seeds.append(seeds_of(path))
-        titles.append(f"[{DATASETS[dataset].title}]({path}), {steps:,} steps, {number_of(seeds[-1])}")
+        sizes.append(size_of(run))
+        titles.append(f"[{DATASETS[dataset].title}]({path}), {run.steps:,} steps, {number_of(seeds[-1])}")
         found.append({row[0]: row for row in table_of(path)})
     chance = ", ".join(f"{n} do 1 time in {2**n}" for n in sorted(set(seeds) - {1}, reverse=True))
     about = (
-        f"The study trains {Run.steps:,} steps a task, of {Run.batch} images by our reading. {RULE} Conditions are "
-        f"linked. With several seeds, met asks little more than that all agree in sign (by chance {chance}); with "
-        "one, averages are compared beside noise of images, the rest beside none. "
-        f"On the digits t = {late} stands for t = {Run.late}."
+        f"The study trains {Run.steps:,} steps a task, by our reading {Run.batch} images and {sizes[0]:.0f} million "
+        f"parameters; here {run.batch} and {min(sizes):.1f} to {max(sizes[1:]):.1f} million. {RULE} Conditions are "
+        f"linked. With several seeds, met asks little more than that all lie on the side asked for (by chance {chance}); "
+        "with one, averages are tested against the noise of drawn images, the rest not at all."
     )
-    # In the words of 28 pixels: at 8 the late timestep is another one.
-    rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[1].items() if number]
+    rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[0].items() if number]
     return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])
 
 
