@@ -230,6 +230,8 @@ def after_20_000_steps() -> Iterator[str]:
     yield "by BPD it is the other way round ({:.2f} against {:.2f} and {:.2f})".format(*bpd)
     alone, l2, light, generative = map(r.rise, (FINETUNING, L2, LIGHT, GENERATIVE))
     yield f"The run's {alone[700]:.0f} % meets it"
+    up = 100 * (r.old(REPLAY, "bpd") / r.before(REPLAY, "bpd") - 1)
+    yield f"the BPD of old tasks under replay with weight 1, which finding 4 calls worse, is up by {up:.1f} %."
     yield f"at t = 700 it rises by {alone[700]:.0f} %, at t = 50 it falls by {-alone[50]:.0f} %"
     kept, new = (r.times(REPLAY, split=split).mean(axis=1) for split in ("buffer", "validation"))
     yield f"falls to {kept[50]:.2f} of what it was and that on validation images rises to {new[50]:.1f} times"

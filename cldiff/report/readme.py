@@ -141,8 +141,8 @@ def verdicts() -> str:
     about = (
         f"The study trains {Run.steps:,} steps a task, by our reading {Run.batch} images and {sizes[0]:.0f} million "
         f"parameters; here {run.batch} and {min(sizes):.1f} to {max(sizes[1:]):.1f} million. {RULE} Conditions are "
-        f"linked. With several seeds, met asks little more than that all lie on the side asked for (by chance {chance}); "
-        "with one, averages are tested against the noise of drawn images, the rest not at all."
+        "linked. With several seeds, met asks little more than that all lie on the side asked for (by chance "
+        f"{chance}); with one, averages are tested against the noise of drawn images, the rest not at all."
     )
     rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[0].items() if number]
     return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])
