@@ -140,7 +140,7 @@ check-paper: setup
 	@$(BIN)/python tests/check_paper.py results/$(PROFILE)
 
 verify: setup
-	@env -u OMP_NUM_THREADS $(BIN)/python -m cldiff verify results/$(PROFILE)
+	@env -u OMP_NUM_THREADS $(BIN)/python -m cldiff verify results/$(PROFILE) --device $(DEVICE)
 
 setup-bench: $(VENV)/.installed-bench
 

@@ -136,9 +136,10 @@ def features(words: argparse.Namespace) -> None:
 
 def verify(words: argparse.Namespace) -> None:
     """draw fresh samples from published weights, compute their BPD again, and compare with the published scores"""
+    from .train import pick_device
     from .verify import verify_all
 
-    verify_all(words.results, words.data, words.only)
+    verify_all(words.results, words.data, words.only, pick_device(words.device))
 
 
 def colab(words: argparse.Namespace) -> None:
@@ -195,7 +196,7 @@ def parser() -> Parser:
     command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data", "--cluster", "--shared")
     command(accept, "profile")
     command(features, "dataset", "--data")
-    command(verify, "results", "--only", "--data")
+    command(verify, "results", "--only", "--device", "--data")
     command(colab)
     command(readme)
     return top

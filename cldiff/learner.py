@@ -58,7 +58,7 @@ class Learner:
         self.ids = Ids(tasks, run.condition == "class", self.device)
         colours, _, size = tasks[0].train.images.shape[1:]
         with self.fork():
-            torch.manual_seed(self.derive("weights"))
+            torch.default_generator.manual_seed(self.derive("weights"))  # they are drawn on the CPU
             net = UNet.of(run, size, self.ids.number, colours)
             if start:
                 begin(net, tensors(start, Path(run.start)), run.start)
@@ -91,7 +91,8 @@ class Learner:
         return torch.Generator(device or self.device).manual_seed(self.derive(purpose, task, step))
 
     def fork(self):
-        """A context in which torch's global generators may be seeded without the caller noticing."""
+        """A context in which torch's global generators, the CPU's and the device's, may be seeded without the caller
+        noticing. (torch.manual_seed seeds those of all devices.)"""
         return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
     def draw(
@@ -150,8 +151,12 @@ class Learner:
 
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch under the current weights, a scalar; dropout is the same for each call within a step."""
-        with self.fork():  # dropout draws from the global generator
-            torch.manual_seed(self.derive("dropout"))
+        with self.fork():  # dropout draws from the global generator of the device
+            if self.device.type == "cuda":
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(self.derive("dropout"))
+            else:
+                torch.default_generator.manual_seed(self.derive("dropout"))
             with self.half():
                 guess = self._net(self.diffusion.noised(batch.x0, batch.t, batch.noise), batch.t, batch.task)
         return (batch.share * (guess.float() - batch.target).square().flatten(1).mean(1)).sum()

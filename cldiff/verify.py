@@ -22,22 +22,25 @@ HALF = 0.001  # of BPD: the most that half precision of the weights changed in t
 LIMIT = 4  # standard errors; chance goes beyond them once in 16,000 comparisons
 
 
-def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.DataFrame:
+def verify(
+    folder: Path, data: str | Path = "data", drawn: int = DRAWN, device: "str | torch.device" = "cpu"
+) -> pd.DataFrame:
     """One row for each task and metric: published, fresh, standard error of their difference, and its size in units of
     that.
 
     FID is compared at the same number of samples, on which its bias depends, against training images and, where as many
     are drawn as for the tables, against test images; its error is that of resampled samples, for both sides. The error
-    of accuracy is binomial. BPD is computed again, of the same images and, where it was not measured on a GPU, whose
-    random numbers are others, of the same noise. Raises ResultError or ValueError for damaged or edited files.
+    of accuracy is binomial. BPD is computed again, of the same images and, where neither it nor this is measured on a
+    GPU, whose random numbers are others, of the same noise. Raises ResultError or ValueError for damaged or edited
+    files.
     """
     result = read_result(folder)
     run = Run(**result["run"])
-    lenet, tasks = load_lenet(run.dataset), load_tasks(run.dataset, data, **run.sequence)
+    lenet, tasks = load_lenet(run.dataset, device), load_tasks(run.dataset, data, **run.sequence)
     if result["sha256"]["lenet"] != lenet.sha256:
         raise ResultError(f"{folder}: measured with another LeNet than this version's")
     saved = load_weights(folder, result)
-    learner = Learner(dataclasses.replace(run, compiled=False), tasks)
+    learner = Learner(dataclasses.replace(run, compiled=False), tasks, device)
     try:
         learner.ema.load_state_dict(saved["parameters"])
     except (KeyError, TypeError, RuntimeError) as error:
@@ -86,9 +89,10 @@ def verify(folder: Path, data: str | Path = "data", drawn: int = DRAWN) -> pd.Da
         share = (value * run.samples + fresh * n + 1) / (run.samples + n + 2)  # one more of each: no error is 0
         rows.append((number, "accuracy", n, value, fresh, np.sqrt(share * (1 - share) * (1 / run.samples + 1 / n))))
     learner.task, learner.step = len(tasks) - 1, run.steps  # where it was measured
+    other_noise = learner.device.type != "cpu" or result.get("machine", {}).get("gpu")
     for number, (task, values) in enumerate(zip(tasks, known), start=1):
         bits = torch.cat([METRICS["bpd"].value(part) for part in predictors(learner, task)])
-        error = bits.std().item() * np.sqrt(2 / len(bits)) if result.get("machine", {}).get("gpu") else HALF
+        error = bits.std().item() * np.sqrt(2 / len(bits)) if other_noise else HALF
         rows.append((number, "bpd", len(bits), values["bpd"], bits.mean().item(), error))
     table = pd.DataFrame(rows, columns=["task", "metric", "samples", "published", "fresh", "error"])
     return table.assign(z=(table.fresh - table.published) / table.error)
@@ -104,7 +108,7 @@ def largest(table: pd.DataFrame) -> tuple[float, str]:
     return max(found)
 
 
-def verify_all(results: Path, data: str | Path = "data", only: str = "") -> None:
+def verify_all(results: Path, data: str | Path = "data", only: str = "", device: "str | torch.device" = "cpu") -> None:
     """Verifies every run with published weights, or those whose name starts with `only`, and prints what was found.
     Raises Problem if there is none, or if a difference is beyond LIMIT."""
     if not results.is_dir():
@@ -117,7 +121,7 @@ def verify_all(results: Path, data: str | Path = "data", only: str = "") -> None
         raise Problem(f"no {WEIGHTS} in the folders {those}: expected results with published weights")
     most = []
     for folder in folders:
-        table = verify(folder, data)
+        table = verify(folder, data, device=device)
         print(f"{folder.name}\n{table.round(3).to_string(index=False)}\n", flush=True)
         most.append((*largest(table), folder))
     finished = [path.parent for path in results.glob("*/result.json") if path.parent.name.startswith(only)]

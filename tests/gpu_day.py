@@ -2,8 +2,8 @@
 
 Each part leaves a file that git keeps, and is not repeated where that is there: called again, after the machine was
 taken away, it goes on. A part may take a quarter of the budget that is left, so that the runs have about two fifths of
-it: the rates then take fewer steps, another part is ended and left out; without the tests nothing is trained.
-`--predict` says what is known without a GPU, and measures nothing.
+it: the rates then take fewer steps, another part is ended and left out. A part that fails does not end the day, but
+without the tests nothing is trained. `--predict` says what is known without a GPU, and measures nothing.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -114,9 +115,13 @@ def ended(command: list[str], most: float, **how) -> tuple[int, str | None]:
 
 
 def tests(words: argparse.Namespace, path: Path, most: float) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "tests/test_gpu.py"]
-    code, out = ended([*command, "--device", words.device], most, stdout=subprocess.PIPE)
-    print(out)
+    command = [sys.executable, "-m", "pytest", "-v", "--no-header", "-p", "no:cacheprovider", "tests/test_gpu.py"]
+    with tempfile.TemporaryFile("w+") as log:
+        try:
+            code, _ = ended([*command, "--device", words.device], most, stdout=log)
+        finally:  # of tests that were ended, too
+            log.seek(0)
+            print(out := log.read(), flush=True)
     if code:
         raise RuntimeError(
             "the tests fail on this GPU: what it would train is not to be trusted before they are mended"
@@ -132,18 +137,24 @@ def bench(words: argparse.Namespace, path: Path, most: float) -> None:
 
 
 def rates(words: argparse.Namespace, path: Path, most: float) -> None:
-    """Of each row of the table, in its second task. Each has an equal share of the time that is left, but for five
-    steps, and for what a task begins with (pools), which take what they take."""
+    """Of each row of the table, in its second task: first all as the profile has them, then, on a GPU, compiled. Each
+    has an equal share of the time that is left, but for five steps, and for what comes before (pools, compiling), which
+    takes what it takes."""
     device, rows, end = torch.device(words.device), [], time.monotonic() + most
-    asked = [run for run in runs(words.profile) if run.dataset == runs(words.profile)[0].dataset]
-    for number, run in enumerate(asked):
-        work = partial(Cldiff(run, device, past=1).train, run.batch)
+    table = [run for run in runs(words.profile) if run.dataset == runs(words.profile)[0].dataset]
+    asked = [(run, best) for best in (False, True)[: 1 + (device.type == "cuda")] for run in table]
+    for number, (run, best) in enumerate(asked):
+        if best and time.monotonic() > end:
+            say("compiled: left out, too little of the time is left")
+            break
+        work = partial(Cldiff(run, device, past=1, best=best).train, run.batch)
         seconds(work, 5, device)
         fit = (end - time.monotonic()) / (len(asked) - number) / seconds(work, 5, device)
         steps = min(RATED, max(5, int(fit)))
-        rows.append({"row": run.label, "steps": steps, "seconds": seconds(work, steps, device)})
+        rows.append({"row": run.label, "compiled": best, "steps": steps, "seconds": seconds(work, steps, device)})
         short = f" ({steps:,} steps instead of {RATED:,}: more do not fit)" if steps < RATED else ""
-        say(f"{run.label}: {rows[-1]['seconds'] * 1e3:.1f} ms a step{short}")
+        say(f"{run.label}{', compiled' * best}: {rows[-1]['seconds'] * 1e3:.1f} ms a step{short}")
+        del work  # with its network, before the next one
     write_atomically(path, lambda p: pd.DataFrame(rows).to_csv(p, index=False))
 
 
@@ -151,14 +162,15 @@ PARTS: dict[
     str, tuple[Callable, str]
 ] = {  # what is done, and what it leaves in results/bench, after the machine's name
     "tests": (tests, "-tests.txt"),
-    "bench": (bench, ".json"),
     "rates": (rates, "-rates.csv"),
+    "bench": (bench, ".json"),
 }
 
 
 def hours(profile: str, name: str) -> float:
-    """Of a table of one data set and seed, from what the parts measured."""
-    run, step = runs(profile)[0], pd.read_csv(OUT / f"{name}-rates.csv").seconds
+    """Of a table of one data set and seed, from what the parts measured: without Inception, KID, precision, recall."""
+    run, rows = runs(profile)[0], pd.read_csv(OUT / f"{name}-rates.csv")
+    step = rows[~rows.compiled].seconds
     rows = json.loads((OUT / f"{name}.json").read_text())["rows"]
     phases = table_seconds(
         run, {r["job"]: r["value"] for r in rows if r["who"] == "cldiff" and r["profile"] == profile}
@@ -168,9 +180,12 @@ def hours(profile: str, name: str) -> float:
 
 
 def commit(paths: list[Path], message: str) -> None:
-    """For a machine that may be taken away. Nothing else that is staged goes along."""
-    subprocess.run(["git", "add", "--", *map(str, paths)], check=True)
-    subprocess.run(["git", "commit", "--quiet", "-m", message, "--", *map(str, paths)], check=True)
+    """For a machine that may be taken away. Nothing else that is staged goes along. Where git fails, files are left."""
+    try:
+        subprocess.run(["git", "add", "--", *map(str, paths)], check=True)
+        subprocess.run(["git", "commit", "--quiet", "-m", message, "--", *map(str, paths)], check=True)
+    except subprocess.CalledProcessError as error:
+        say(f"not committed ({error}): {', '.join(map(str, paths))}")
 
 
 def main() -> None:
@@ -180,6 +195,7 @@ def main() -> None:
     parser.add_argument("--budget", default="1h", help="of it all: 90m, 4h (default 1h)")
     parser.add_argument("--predict", action="store_true", help="what is known without a GPU, and nothing else")
     parser.error = lambda message: sys.exit(f"error: {message}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is running is ended with it
     words = parser.parse_args()
     try:
         if words.predict:
@@ -190,7 +206,7 @@ def main() -> None:
         if subprocess.run(["git", "var", "GIT_COMMITTER_IDENT"], capture_output=True).returncode:
             raise ValueError("git does not know who commits results: set git config user.name and user.email")
         name = machine_name(provenance(torch.device(words.device)))
-        paths = {part: OUT / f"{name}{suffix}" for part, (_, suffix) in PARTS.items()}
+        paths, failed = {part: OUT / f"{name}{suffix}" for part, (_, suffix) in PARTS.items()}, []
         for part, path in paths.items():
             most = PART * (end - time.monotonic())
             if path.exists():
@@ -204,12 +220,18 @@ def main() -> None:
                     commit([path], f"{part} on {name}")
                 except subprocess.TimeoutExpired:
                     say(f"{part}: left out, {most:.0f} s were too few; a call with a larger BUDGET makes up for it")
-        if all(path.exists() for path in paths.values()):
-            say(f"a table of {words.profile}, one data set and seed: {hours(words.profile, name):.1f} hours")
+                except Exception as error:  # the other parts say something all the same
+                    say(f"{part}: failed: {type(error).__name__}: {error}")
+                    failed.append(part)
+        if all(paths[part].exists() for part in ("rates", "bench")):
+            took = hours(words.profile, name)
+            say(f"a table of {words.profile}, one data set and seed: {took:.1f} hours (Inception, KID: not counted)")
         if paths["tests"].exists():
             work_off(words, name, end)
         else:
-            say("runs: left out, as the tests were")
+            say(f"runs: left out, as the tests {'failed' if 'tests' in failed else 'were'}")
+        if failed:
+            raise RuntimeError(f"failed, as said above: {', '.join(failed)}")
     except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
         sys.exit(f"error: {str(error).partition(chr(10))[0]}")
 

@@ -2,7 +2,7 @@
 on a machine without a GPU. Every number, gradient and file is that of the CPU, bit for bit; what is watched is where
 tensors are, and when the program would have to wait for the GPU."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import torch
@@ -183,6 +183,8 @@ def gpu():
         mock.patch.object(torch.cuda, "get_rng_state", lambda device: torch.empty(0)),
         mock.patch.object(torch.cuda, "set_rng_state", watched.forked),
         mock.patch.object(torch.cuda, "get_device_name", lambda device: "a pretended GPU"),
+        mock.patch.object(torch.cuda, "device", nullcontext),
+        mock.patch.object(torch.cuda, "manual_seed", torch.default_generator.manual_seed),
         Words(watched),
         Operations(watched),
     ):

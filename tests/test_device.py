@@ -19,6 +19,7 @@ from cldiff.features import INCEPTION
 from cldiff.files import load_tensors
 from cldiff.measure import Measurer
 from cldiff.train import CHECKPOINT, train
+from cldiff.verify import verify
 
 
 def outcome(run, tasks, device="cpu", cache="data", start=None):
@@ -101,6 +102,23 @@ def test_a_run_that_continues_from_a_file_has_all_its_tensors_on_the_gpu(method,
         assert (folder / CHECKPOINT).exists()
         steps = list(train(run, three[:2], folder, "cuda"))
         assert len(steps) == 2 and same(weights(steps[-1].learner), expected)
+
+
+def test_weights_are_verified_on_the_gpu(digits, tmp_path):
+    """Of a run that was measured on a CPU, whose noise is another: a bound's error is that of the noise."""
+    run = tiny(steps=2, samples=16, sample_steps=2)
+    measure = Measurer(run, digits)
+    for step in train(run, digits):
+        measure(step)
+    measure.save(tmp_path / run.name, step.learner)
+    expected = verify(tmp_path / run.name)
+    with gpu():
+        found = verify(tmp_path / run.name, device="cuda")
+    shown = ["task", "metric", "samples", "published"]
+    pd.testing.assert_frame_equal(found[shown], expected[shown])
+    pd.testing.assert_series_equal(found.fresh, expected.fresh, rtol=1e-6)
+    bits = found.metric == "bpd"
+    assert (found.error[bits] > 2 * expected.error[bits]).all()
 
 
 # The GPU that is pretended

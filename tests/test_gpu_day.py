@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import gpu_day
 import pandas as pd
+import psutil
 import pytest
 import torch
 from bench import SIZES, TASKS
@@ -133,9 +134,11 @@ def log(repository) -> list[str]:
 def test_a_day_commits_what_is_finished_and_goes_on_where_it_was(repository):
     done = started(repository, also="gpu_day.work_off = lambda *words: None")  # over before the first run
     assert done.returncode == 0, done.stderr
-    assert [line.split(" on ")[0] for line in log(repository)] == ["tests", "bench", "rates"]
+    assert [line.split(" on ")[0] for line in log(repository)] == ["tests", "rates", "bench"]
     (rates,) = (repository / gpu_day.OUT).glob("*-rates.csv")
-    assert rates.read_text().splitlines()[0] == "row,steps,seconds" and len(rates.read_text().splitlines()) == 6
+    assert (
+        rates.read_text().splitlines()[0] == "row,compiled,steps,seconds" and len(rates.read_text().splitlines()) == 6
+    )
     assert re.search(r"a table of smoke, one data set and seed: \d+\.\d hours", done.stderr)
     (repository / "other").write_text("somebody's")
     subprocess.run(["git", "add", "other"], cwd=repository, check=True)
@@ -159,9 +162,36 @@ def test_tests_that_fail_end_the_day(repository):
         "def pytest_addoption(parser):\n    parser.addoption('--device')\n"
     )
     words = [sys.executable, str(ROOT / "tests" / "gpu_day.py"), "--device", "cpu", "--profile", "smoke"]
-    done = subprocess.run(words, cwd=repository, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("error: the tests fail on this")
-    assert not list((repository / gpu_day.OUT).iterdir())
+    done = subprocess.run([*words, "--budget", "20s"], cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 1 and "tests: failed: RuntimeError: the tests fail on this" in done.stderr
+    assert "::test_wrong FAILED" in done.stdout
+    *_, left, last = done.stderr.splitlines()
+    assert left.endswith("runs: left out, as the tests failed")
+    assert last == "error: failed, as said above: tests, bench"  # there is no tests/bench.py here
+    assert [path.name.endswith("-rates.csv") for path in (repository / gpu_day.OUT).iterdir()] == [True]
+
+
+def test_a_day_goes_on_where_git_fails(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    gpu_day.commit([Path("a"), Path("b")], "no repository is here")
+    assert re.search(r"not committed \(.*\): a, b\n$", capsys.readouterr().err)
+
+
+@pytest.mark.slow
+def test_a_day_that_is_told_to_end_ends_what_it_started(repository):
+    (repository / "tests").mkdir()
+    (repository / "tests" / "test_gpu.py").write_text("import time\n\n\ndef test_long():\n    time.sleep(60)\n")
+    words = [sys.executable, str(ROOT / "tests" / "gpu_day.py"), "--device", "cpu", "--profile", "smoke"]
+    with subprocess.Popen(words, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as day:
+        assert "tests, " in day.stderr.readline()
+        children = []
+        while not children:
+            children = psutil.Process(day.pid).children(recursive=True)
+        day.terminate()
+        assert day.wait(30) == 143
+    _, alive = psutil.wait_procs(children, 10)
+    assert not alive
 
 
 class Clock:
@@ -200,7 +230,7 @@ def day(tmp_path, monkeypatch, capsys):
             return work
 
         monkeypatch.setattr(gpu_day, "time", clock)
-        monkeypatch.setattr(gpu_day, "PARTS", {name: (part(name), f"-{name}") for name in ("tests", "bench", "rates")})
+        monkeypatch.setattr(gpu_day, "PARTS", {name: (part(name), f"-{name}") for name in ("tests", "rates", "bench")})
         monkeypatch.setattr(gpu_day, "commit", lambda paths, message: None)
         monkeypatch.setattr(gpu_day, "hours", lambda profile, name: 1.0)
         monkeypatch.setattr(gpu_day, "work_off", lambda words, name, end: clock.spend("runs", end - clock.now))
@@ -213,7 +243,7 @@ def day(tmp_path, monkeypatch, capsys):
 
 def test_each_part_has_a_quarter_of_what_is_left_and_the_runs_have_the_rest(day):
     given, said = day("100s")
-    assert given == {"tests": 25.0, "bench": 18.8, "rates": 14.1, "runs": 42.2}
+    assert given == {"tests": 25.0, "rates": 18.8, "bench": 14.1, "runs": 42.2}
     assert "left out" not in said and "1.0 hours" in said
     assert day("100s")[0] == {"runs": 100.0}  # the parts are there
 
@@ -221,7 +251,7 @@ def test_each_part_has_a_quarter_of_what_is_left_and_the_runs_have_the_rest(day)
 def test_a_part_that_was_not_done_in_its_time_is_left_out_and_done_by_the_next_call(day):
     given, said = day("100s", slow=("tests", "bench"))
     assert "hours" not in said
-    for part, most in (("tests", 25), ("bench", 19)):
+    for part, most in (("tests", 25), ("bench", 14)):
         assert f"{part}: left out, {most} s were too few; a call with a larger BUDGET makes up for it\n" in said
     assert "runs" not in given and said.endswith("runs: left out, as the tests were\n"), (
         "nobody knows if they are right"
@@ -233,7 +263,7 @@ def test_where_the_budget_is_over_each_part_says_that_it_is_left_out(day):
     given, said = day("2s")
     assert given == {}
     *parts, _ = (line.split("  ")[1] for line in said.splitlines())
-    assert parts == [f"{part}: left out, too little of the budget is left" for part in ("tests", "bench", "rates")]
+    assert parts == [f"{part}: left out, too little of the budget is left" for part in ("tests", "rates", "bench")]
 
 
 def test_the_rates_take_fewer_steps_where_time_is_short(tmp_path, monkeypatch, capsys):
@@ -287,7 +317,8 @@ def test_a_day_that_could_not_commit_is_not_begun(monkeypatch):
 def test_hours_are_those_of_the_measured_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_day, "OUT", tmp_path)
     (tmp_path / "x-rates.csv").write_text(
-        "row,seconds\n" + "".join(f"{name},{s}\n" for name, s in zip("abcde", (1, 1, 2, 2, 2)))
+        "row,compiled,seconds\n"
+        + "".join(f"{name},{best},{s + best}\n" for best in (False, True) for name, s in zip("abcde", (1, 1, 2, 2, 2)))
     )
     huge = dict.fromkeys(("train", "sample", "bpd"), 1e30) | {"fid": 0}
     rows = [{"job": job, "who": "cldiff", "profile": "paper", "value": value} for job, value in huge.items()]

@@ -252,7 +252,7 @@ def test_one_run_alone_can_be_asked_for(tmp_path, monkeypatch, capsys):
         (tmp_path / name).mkdir()
         (tmp_path / name / WEIGHTS).touch()
     monkeypatch.setattr(
-        "cldiff.verify.verify", lambda folder, data: pd.DataFrame({"task": [1], "metric": ["fid"], "z": [0.5]})
+        "cldiff.verify.verify", lambda folder, data, device: pd.DataFrame({"task": [1], "metric": ["fid"], "z": [0.5]})
     )
     for name in ("digits-late-s0", "digits-late-s1", "digits-replay-s1"):
         (tmp_path / name).mkdir(exist_ok=True)
