@@ -191,6 +191,10 @@ def after_20_000_steps() -> Iterator[str]:
     yield f"and those before 50 bring {late - gain:.3f} (losses at every fiftieth timestep"
     yield f"Weight 0.01 gains the same {of_light - more:.3f} before 50 and loses {of_light:.3f} from there on: the"
     yield f"The timesteps from 50 on are {100 * share:.0f} % of task 1's bits"
+    fashion = Results(RESULTS / "paper-cpu", "fashion_mnist")
+    for label in STUDIED:
+        parts = [x.bits(label, 50) for x in (r, fashion) if label in set(x.scores.label)]
+        yield f"| {name_of(label)} | {' | '.join(f'{change:+.3f} ({late:+.3f})' for change, late, _ in parts)} |"
     alone = listed(r.learned(FINETUNING)[1:])
     yield f"new tasks badly (FID {listed(r.learned(L2)[1:])} right after tasks 2 to 5, under finetuning {alone})"
     old = [r.old(L2, metric) for metric in ("fid", "accuracy", "taken_for_current")]
