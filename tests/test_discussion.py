@@ -304,24 +304,64 @@ def of_fashion_after_20_000_steps() -> Iterator[str]:
     most = r.rise(FINETUNING).nlargest(4)
     assert sorted(most.index) == [550, 600, 650, 700]
     yield f"under finetuning it rises most at t = 550 to 700 ({span(most)} %)"
-    mark = [r.learned(label) / real for label in (FINETUNING, GENERATIVE)]
+    mark = [r.learned(label) / real for label in (FINETUNING, GENERATIVE, LIGHT, REPLAY)]
     assert (np.array(mark) > 3).all()
-    finetuned, generated = (listed(times, ".1f") for times in mark)
-    yield f"finetuning's FID is {finetuned} times that of real images, generative replay's {generated} times, L2's"
+    finetuned, generated, light, heavy = (listed(times, ".1f") for times in mark)
+    yield f"weight 0.01 {light} times and with weight 1 {heavy} times, L2's from task 2 on"
+    yield f"finetuning's FID is {finetuned} times that of real images, generative replay's {generated} times, those"
     yield f"L2's from task 2 on {span((r.learned(L2) / real)[1:])}: the mark of three"
     first = r.scores[r.scores.after_task == 1].groupby("label").value.apply(list)
-    for label in (GENERATIVE, L2, LIGHT):
+    for label in (GENERATIVE, L2, LIGHT, REPLAY):
         assert first[label] == first[FINETUNING]  # "number for number"
     yield f"new tasks badly (FID {listed(r.learned(L2)[1:])} right after tasks 2 to 5)"
     old = [r.old(L2, metric) for metric in ("fid", "accuracy", "taken_for_current")]
     yield "loses old ones all the same: {:.0f}, {:.0f} % right, {:.0f} % taken for the last task.".format(*old)
-    fid, bpd = r.average(L2), [r.average(label, "bpd") for label in (L2, FINETUNING, GENERATIVE)]
-    assert r.average(GENERATIVE) < fid < r.average(FINETUNING) and bpd[0] == max(bpd)
-    yield f"Its average FID, {fid:.0f}, lies between those of the other two, its bits, {bpd[0]:.2f}, are the worst"
-    lost = [[r.old(x, metric) - r.before(x, metric) for x in (L2, FINETUNING, GENERATIVE)] for metric in ("bpd", "fid")]
-    yield "({:.2f} bits on old tasks, finetuning {:.2f}, generative replay {:.2f})".format(*lost[0])
-    yield "generative replay does ({2:.0f}, L2 {0:.0f}, finetuning {1:.0f})".format(*lost[1])
+    by_fid, by_bpd = (sorted(STUDIED, key=lambda label: r.average(label, metric)) for metric in ("fid", "bpd"))
+    assert by_fid == [REPLAY, GENERATIVE, LIGHT, L2, FINETUNING] and by_bpd == [
+        LIGHT,
+        FINETUNING,
+        GENERATIVE,
+        L2,
+        REPLAY,
+    ]
+    fid, bpd = r.average(L2), r.average(L2, "bpd")
+    yield f"Its average FID, {fid:.0f}, is before finetuning's alone, its bits, {bpd:.2f}, before those of replay with"
+    lost = {m: {x: r.old(x, m) - r.before(x, m) for x in STUDIED} for m in ("bpd", "fid")}
+    labels = LIGHT, L2, FINETUNING, GENERATIVE, REPLAY
+    yield (
+        "({:.2f} bits on old tasks, L2 {:.2f}, finetuning {:.2f}, generative replay {:.2f}, weight 1 {:.2f})".format(
+            *(lost["bpd"][x] for x in labels)
+        )
+    )
+    labels = REPLAY, GENERATIVE, LIGHT, L2, FINETUNING
+    yield "by FID weight 1 ({:.0f}; generative replay {:.0f}, weight 0.01 {:.0f}, L2 {:.0f}, finetuning {:.0f}).".format(
+        *(lost["fid"][x] for x in labels)
+    )
+    yield f"(FID {listed(r.learned(LIGHT)[1:])} right after tasks 2 to 5, as under finetuning)"
+    old = [of(LIGHT, x) for of in (r.old, r.before) for x in ("fid", "accuracy")]
+    yield "old tasks have FID {:.0f} and {:.0f} % right ({:.0f} and {:.0f} % when learned)".format(*old)
+    less = r.average(FINETUNING, "bpd") - r.average(LIGHT, "bpd")
+    yield f"an average FID of {r.average(LIGHT):.0f}, and {r.average(LIGHT, 'bpd'):.2f} bits, {less:.2f} below finetuning"
+    old = [r.old(REPLAY, x) for x in ("fid", "accuracy", "bpd")]
+    yield "old tasks have FID {:.0f}, {:.0f} % right, and {:.2f} bits ({:.2f} when learned)".format(
+        *old, r.before(REPLAY, "bpd")
+    )
+    yield f"average FID {r.average(REPLAY):.0f}, average BPD {r.average(REPLAY, 'bpd'):.2f}"
+    yield f"(FID {listed(r.learned(REPLAY)[1:])} right after tasks 2 to 5)"
+    copied = r.matrix(REPLAY, "copied")
+    yield f"{listed(copied[-1, :-1], '.1f')} % of the samples for tasks 1 to 4 are copies"
+    kept, new = (r.times(REPLAY, split=split).mean(axis=1) for split in ("buffer", "validation"))
+    yield f"at t = 50 the loss on kept images falls to {kept[50]:.2f} of what it was, that on validation images rises to"
+    yield f"rises to {new[50]:.1f} times; at t = 700 they are {kept[700]:.2f} and {new[700]:.2f} times that"
+    bits = [r.bits(label, 50)[0] for label in (REPLAY, FINETUNING)]
+    yield "task 1's bits rise by {:.2f} on validation images, finetuning's by {:.2f}".format(*bits)
+    precision, recall = (r.matrix(REPLAY, metric)[[0, -1], 0] for metric in ("precision", "recall"))
+    yield "precision {:.2f} to {:.2f}, recall {:.2f} to {:.2f}".format(*precision, *recall)
+    light, heavy = r.rise(LIGHT), r.rise(REPLAY)
+    yield f"rises most at t = {heavy.idxmax():.0f} ({heavy.max():.0f} %), under weight 0.01 most"
+    yield f"under weight 0.01 most at t = {light.idxmax():.0f} ({light.max():.0f} %)"
     l2 = r.rise(L2)
+    assert all(r.rise(label)[l2.idxmax()] < 0 for label in OTHERS)  # "where under the others it falls"
     yield f"everywhere, least at t = {l2.idxmin():.0f} ({l2.min():.0f} %), most at t = {l2.idxmax():.0f} ({l2.max():.0f} %)"
 
 

@@ -123,7 +123,6 @@ def test_generated_parts_follow_results_and_a_lost_marker_is_an_error(monkeypatc
     for name in (
         "README.md",
         "docs",
-        "figures/small",
         "figures/paper-cpu",
         "figures/benchmark-digits",
         "figures/orders-mnist",
@@ -134,7 +133,7 @@ def test_generated_parts_follow_results_and_a_lost_marker_is_an_error(monkeypatc
             shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         )(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    findings = Path("figures/small/findings-mnist.md")
+    findings = Path("figures/paper-cpu/findings-mnist.md")
     first = readme.table_of(findings)[1][-1]
     findings.write_text(findings.read_text().replace(f"| {first} |", "| is new |", 1))
     monkeypatch.setitem(readme.METHODS, "other", type("Other", (Method,), {"label": "Another"}))
