@@ -4,7 +4,7 @@ import copy
 import hashlib
 import os
 import warnings
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -52,13 +52,11 @@ class Learner:
         self.record: dict[str, list] = {}
         self.begun = {"start": hashlib.sha256(start).hexdigest()} if start else {}
         self.seconds = {"train": 0.0, "measure": 0.0}
-        # Nothing is done for a loss that counts 0.
-        name, options = ("finetune", {}) if run.weight == 0 else (run.method, run.options)
+        name, options = ("finetune", {}) if run.weight == 0 else (run.method, run.options)  # no work for a loss of 0
         self.method = METHODS[name](run.weight, METHODS[name].Options(**options))
         self.ids = Ids(tasks, run.condition == "class", self.device)
         colours, _, size = tasks[0].train.images.shape[1:]
-        with self.fork():
-            torch.default_generator.manual_seed(self.derive("weights"))  # they are drawn on the CPU
+        with self.seeded("weights"):
             net = UNet.of(run, size, self.ids.number, colours)
             if start:
                 begin(net, tensors(start, Path(run.start)), run.start)
@@ -90,10 +88,15 @@ class Learner:
     ) -> torch.Generator:
         return torch.Generator(device or self.device).manual_seed(self.derive(purpose, task, step))
 
-    def fork(self):
-        """A context in which torch's global generators, the CPU's and the device's, may be seeded without the caller
-        noticing. (torch.manual_seed seeds those of all devices.)"""
-        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+    @contextmanager
+    def seeded(self, purpose: str):
+        """Within it torch's global generators, the CPU's and the device's, are seeded, without the caller noticing."""
+        with torch.random.fork_rng(devices := [self.device] if self.device.type == "cuda" else []):
+            torch.default_generator.manual_seed(self.derive(purpose))
+            for device in devices:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(self.derive(purpose))
+            yield
 
     def draw(
         self, images: Tensor, task: Tensor | int, purpose: str, weight: float = 1.0, size: int | None = None
@@ -151,14 +154,8 @@ class Learner:
 
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch under the current weights, a scalar; dropout is the same for each call within a step."""
-        with self.fork():  # dropout draws from the global generator of the device
-            if self.device.type == "cuda":
-                with torch.cuda.device(self.device):
-                    torch.cuda.manual_seed(self.derive("dropout"))
-            else:
-                torch.default_generator.manual_seed(self.derive("dropout"))
-            with self.half():
-                guess = self._net(self.diffusion.noised(batch.x0, batch.t, batch.noise), batch.t, batch.task)
+        with self.seeded("dropout"), self.half():  # dropout draws from the global generator of the device
+            guess = self._net(self.diffusion.noised(batch.x0, batch.t, batch.noise), batch.t, batch.task)
         return (batch.share * (guess.float() - batch.target).square().flatten(1).mean(1)).sum()
 
     def update(self) -> Tensor:

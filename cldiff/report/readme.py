@@ -145,8 +145,8 @@ def verdicts() -> str:
         f"The study trains {Run.steps:,} steps a task, by our reading of {Run.batch} images and for "
         f"{size_of(Run()):.0f} million parameters; here as many steps, of {run.batch} images, for {size_of(run):.1f} "
         f"million. {RULE} Conditions are linked. {noise} L2 has the weight that had the lowest average FID in a sweep: "
-        "larger ones forget less, and learn less. After 1,000 steps, on several seeds, finding 4 holds on the digits "
-        "alone ([results](docs/results.md#verdicts-after-1000-steps))."
+        "larger ones forget less, and learn less. Shorter runs, on several seeds: "
+        "[results](docs/results.md#verdicts-after-1000-steps)."
     )
     rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[0].items() if number]
     return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])
