@@ -51,7 +51,7 @@ help:
 	@echo 'make colab    a set-up cell and badges for Google Colab, with the address of the git remote origin'
 	@echo 'make clean    delete what make paper made for PROFILE, after asking'
 	@echo
-	@echo 'PROFILE=$(PROFILE)  smoke, digits, digits-long, small, paper-cpu, paper, ...: `python -m cldiff list`; how long: docs/running.md'
+	@echo 'PROFILE=$(PROFILE)  smoke, digits, small, paper-cpu, paper, ...: `python -m cldiff list`; how long: docs/running.md'
 	@echo 'SEEDS=$(SEEDS)         repetitions of each run'
 	@echo 'JOBS=$(JOBS)          runs at the same time'
 	@echo 'DEVICE=$(DEVICE)     auto, cpu or cuda; of make test: cuda or cpu is tested, instead of the rest'

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .rows import AXES, BENCHMARK, FEW, IN_ORDERS, L2_SWEEP, LONG_L2_SWEEP, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
+from .rows import AXES, BENCHMARK, FEW, IN_ORDERS, L2_SWEEP, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
 from .run import Run
 from .tasks import DATASETS
 
@@ -56,22 +56,6 @@ _DIGITS = dict(
     curve_every=40,
 )
 _DIGITS_LONG = dict(_DIGITS, steps=1_000, curve_every=200)
-_SMALL = dict(
-    channels=16,
-    blocks=1,
-    dropout=0.0,
-    steps=1_000,
-    batch=32,
-    learning_rate=2e-3,
-    pool=500,
-    pool_steps=10,
-    samples=512,
-    sample_steps=10,
-    bound_terms=20,
-    bound_images=250,
-    curve_every=250,
-    curve_images=100,
-)
 _PAPER_CPU = dict(
     patch=2,
     channels=24,
@@ -101,6 +85,7 @@ _SHORT = dict(
     bound_images=250,
     curve_every=250,
 )
+_SMALL = dict(_SHORT, steps=2_000)
 _SWEPT = dict(bound_terms=10, bound_images=50, curve_images=20)  # a sweep reads little but FID
 # From scratch, and from the network that paper-cpu's finetuning on Fashion-MNIST ended with.
 PRETRAINED = tuple(
@@ -135,17 +120,12 @@ PROFILES = {
         ),
     ),
     "digits": Profile("scikit-learn's digits, 8x8 pixels, from scratch", {"digits": {}}, _DIGITS, sweep="digits-sweep"),
-    "digits-long": Profile(
-        "the same with five times the steps", {"digits": {}}, _DIGITS_LONG, sweep="digits-sweep", published=True
-    ),
-    "small": Profile(
-        "MNIST and Fashion-MNIST, a small U-Net, 1,000 steps a task", _GREY, _SMALL, sweep="small-sweep", published=True
-    ),
+    "small": Profile("MNIST and Fashion-MNIST, a tenth of paper-cpu's steps", _GREY, _SMALL, sweep="paper-cpu-sweep"),
     "more": Profile(
         "KMNIST and CIFAR-10 with the settings of small, and its weight of L2 on MNIST",
-        {"kmnist": {}, "cifar10": {"attention": 16}},
+        {"kmnist": {}, "cifar10": {"attention": 8}},
         _SMALL,
-        tuple(row._replace(weight=0.001) if row.method == "l2" else row for row in STUDY),
+        tuple(row._replace(weight=0.0001) if row.method == "l2" else row for row in STUDY),
     ),
     "paper-cpu": Profile(
         "the study's 20,000 steps a task where there is no GPU: hours for each run",
@@ -158,7 +138,7 @@ PROFILES = {
         "the study's protocol, on a GPU",
         _GREY,
         dict(channels=64, precision="bfloat16", inception=True, bound_terms=100, bound_images=10_000),
-        sweep="small-sweep",
+        sweep="paper-cpu-sweep",
         published=True,
     ),
     "benchmark-digits": _experiment(
@@ -246,13 +226,6 @@ PROFILES = {
         "weights of L2 for paper-cpu, a twentieth of its steps",
         _GREY,
         dict(_PAPER_CPU, **_SWEPT, steps=1_000, samples=512),
-        rows=LONG_L2_SWEEP,
-        figures=("sweep",),
-    ),
-    "small-sweep": Profile(
-        "weights of L2 at 28x28, a quarter of small's steps",
-        _GREY,
-        dict(_SMALL, **_SWEPT, steps=250, samples=256),
         rows=L2_SWEEP,
         figures=("sweep",),
     ),

@@ -436,7 +436,9 @@ def save(report: dict, folder: Path) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python tests/bench.py", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--profile", nargs="+", help="digits, small, paper, or several (default: digits; GPU: paper)")
+    parser.add_argument(
+        "--profile", nargs="+", help="digits, paper-cpu, paper, or several (default: digits; GPU: paper)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts (default 5)")
     parser.add_argument("--out", type=Path, default=Path("results/bench"), help="folder (default results/bench)")
     parser.error = lambda message: sys.exit(f"error: {message}")

@@ -31,12 +31,11 @@ SHARES = {"accuracy": None, "taken_for_current": None, "copied": "buffer"}  # me
 
 @dataclass(frozen=True)
 class Results:
-    """Of a data set. against: the images that FID is against where they are discussed. notebook: of an experiment, in
-    which its contrasts were fixed before the runs."""
+    """Of a data set; FID is against test images. notebook: of an experiment, in which its contrasts were fixed
+    before the runs."""
 
     path: Path
     dataset: str
-    against: str = "test"
     notebook: str = ""
 
     @cached_property
@@ -49,7 +48,7 @@ class Results:
 
     def matrices(self, label: str, metric: str = "fid") -> np.ndarray:
         """One for each seed."""
-        split = self.against if metric == "fid" else SHARES.get(metric, "test")
+        split = SHARES.get(metric, "test")
         runs = self.scores[self.scores.label == label].groupby("seed")
         return np.array([result_matrix(of, metric, split) for _, of in runs]) * (100 if metric in SHARES else 1)
 
@@ -141,7 +140,6 @@ class Results:
         return (losses.buffer / losses.validation).mean(axis=1)
 
 
-MNIST, FASHION = (Results(RESULTS / "small", dataset, "train") for dataset in ("mnist", "fashion_mnist"))
 TWO = Results(RESULTS / "replay-confirm", "digits", notebook="replay")
 _, _, TENTH, THIRD, _, _, _, _, SIGMOID, MIRROR, ON_NEW, DISTILLED = labels_of(REPLAY_KEPT)
 DISTILLATION = "Generative distillation, weight 1"
@@ -170,12 +168,13 @@ def interval(row: pd.Series) -> str:
 def after_20_000_steps() -> Iterator[str]:
     r = Results(RESULTS / "paper-cpu", "mnist")
     yield f"FID {listed((r.learned(label)[0] for label in (FINETUNING, REPLAY, GENERATIVE)), '.1f')}, the same BPD"
-    spread = [100 * np.std(x, ddof=1) / np.mean(x) for x in map(MNIST.averages, STUDIED)]
-    yield f"over seeds is {min(spread):.1f} to {max(spread):.0f} % on MNIST (three seeds; most for generative replay)"
-    assert np.argmax(spread) == STUDIED.index(GENERATIVE)
-    spread = [100 * np.std(x, ddof=1) / np.mean(x) for x in map(FASHION.averages, STUDIED)]
-    yield f"and {min(spread):.1f} to {max(spread):.0f} % on Fashion-MNIST (two; most for weight 0.01)"
-    assert np.argmax(spread) == STUDIED.index(LIGHT)
+    short = Results(RESULTS / "pretrained", "mnist", notebook="pretrained").arms
+    short = short.loc[[f"{label}, from scratch" for label in (FINETUNING, REPLAY, DISTILLATION)]]
+    seeds = short.groupby("label", sort=False)
+    spread, noise = 100 * seeds.fid.std() / seeds.fid.mean(), seeds.bpd.std().iloc[0]
+    yield "three seeds is {:.0f} % (finetuning), {:.0f} % (replay with weight 1) and {:.0f} % (generative".format(
+        *spread
+    )
     learned, lost, right = r.before(FINETUNING, "fid"), r.old(FINETUNING), r.old(FINETUNING, "accuracy")
     yield f"each was learned, old tasks have FID {learned:.0f}; in the end they have {lost:,.0f}, and {right:.0f} % of"
     bits, at_first = r.average(FINETUNING, "bpd"), r.learned(FINETUNING, "bpd").mean()
@@ -217,8 +216,7 @@ def after_20_000_steps() -> Iterator[str]:
     yield f"New tasks pay: FID right after tasks 2 to 5 is {listed(r.learned(REPLAY)[1:])}, under finetuning {alone}"
     light = r.average(LIGHT, "bpd")
     yield f"has the best bits, {light:.3f}, but only {bits - light:.3f} below finetuning"
-    small, fashion = (x.averages(FINETUNING, "bpd") - x.averages(LIGHT, "bpd") for x in (MNIST, FASHION))
-    yield from (f"it is {listed(small, '.2f')} on three seeds, {gap:.2f} on both of Fashion-MNIST's" for gap in fashion)
+    yield f"three seeds differ by {noise:.3f} (standard deviation) in finetuning's bits"
     old = [r.old(LIGHT, metric) for metric in ("fid", "accuracy", "precision")]
     old.append(r.before(LIGHT, "precision"))
     yield "Old tasks have FID {:.0f}, {:.0f} % right, and precision {:.2f} ({:.2f} when learned)".format(*old)
@@ -365,29 +363,6 @@ def of_fashion_after_20_000_steps() -> Iterator[str]:
     yield f"everywhere, least at t = {l2.idxmin():.0f} ({l2.min():.0f} %), most at t = {l2.idxmax():.0f} ({l2.max():.0f} %)"
 
 
-def after_1_000_steps() -> Iterator[str]:
-    mnist, fashion = (100 * (r.old(FINETUNING, "bpd") / r.before(FINETUNING, "bpd") - 1) for r in (MNIST, FASHION))
-    yield f"finetuning's rises by {mnist:.1f} % (MNIST) and {fashion:.1f} % (Fashion-MNIST)"
-    yield f"({FASHION.old(FINETUNING, 'taken_for_current'):.0f} % of Fashion-MNIST's samples for old tasks"
-    yield f"in a band about t = 450 ({span(100 * (MNIST.times(FINETUNING).loc[450] - 1))} %)"
-    rise = FASHION.rise(FINETUNING)
-    yield f"on Fashion-MNIST by {rise[50]:.0f} % at t = 50 and {rise[700]:.0f} % at t = 700"
-    before, after = (listed(100 * (FASHION.times(FINETUNING, step).loc[700] - 1)) for step in (3_000, 4_000))
-    yield f"its two seeds are up by {before} % before it, by {after} % after it"
-    ways = [f"{was:.0f} to {now:.0f}" for was, now in zip(MNIST.learned(REPLAY), MNIST.matrix(REPLAY)[-1])]
-    yield "(FID {}, {}), 3 and 4 get worse ({}, {})".format(*ways)
-    yield "(FID {:.0f} when learned, {:.0f} in the end)".format(*FASHION.matrix(REPLAY)[[2, -1], 2])
-    yield f"generative replay differs most between seeds ({listed(MNIST.averages(GENERATIVE))})"
-    yield f"on Fashion-MNIST weight 0.01 ({listed(FASHION.averages(LIGHT))})"
-    yield f"MNIST's BPD is no good likelihood: {MNIST.learned(FINETUNING, 'bpd')[0]:.1f} right after task 1"
-    r = Results(RESULTS / "digits-long", "digits", "train")
-    yield f"it rises by {r.old(FINETUNING, 'bpd') - r.before(FINETUNING, 'bpd'):.2f} bits under finetuning"
-    yield f"far better than weight 0.01 ({r.average(GENERATIVE):.0f} against {r.average(LIGHT):.0f})"
-    floor = r.scores.query("metric == 'fid_floor' and split == 'train'").value.mean()
-    learned = span((r.learned(label).mean() for label in OTHERS), ".1f")
-    yield f"all but L2 lie below the floor on average ({learned} against {floor:.1f})"
-
-
 def of_methods() -> Iterator[str]:
     r = Results(RESULTS / "benchmark-digits", "digits")
     equal = r.average(f"{DISTILLATION}, not shared"), r.average(GENERATIVE)
@@ -433,6 +408,50 @@ def in_orders() -> Iterator[str]:
     yield f"half learned (FID {span(r.mean(f'{DISTILLATION}, {x}', 'fid_learned') for x in ORDERS)} right after a task"
     yield from (f"replay varies there by x {between(r, x):.2f}, as much as finetuning" for x in (REPLAY, FINETUNING))
     yield f"distillation by x {between(r, DISTILLATION):.2f}"
+
+
+def from_a_pretrained_network() -> Iterator[str]:
+    r = Results(RESULTS / "pretrained", "mnist", notebook="pretrained")
+    starts = "pretrained", "from scratch"
+
+    def against(label: str, outcome: str = "fid") -> pd.Series:
+        return r.contrast(*(f"{label}, {start}" for start in starts), outcome)
+
+    def change(row: pd.Series) -> str:
+        return f"{row.difference:+.0f} [{row.low:+.0f}, {row.high:+.0f}]"
+
+    def margin(label: str) -> float:
+        """A fifth of the average FID from scratch."""
+        return r.mean(f"{label}, from scratch") / 5
+
+    alone, replay, distilled = (against(label, "fid_learned") for label in (FINETUNING, REPLAY, DISTILLATION))
+    yield f"x {interval(alone)} under finetuning (Holm p = {alone.holm:.2f})"
+    yield f"x {interval(replay)} under replay and x {interval(distilled)} under generative distillation (Holm p"
+    yield f"under generative distillation (Holm p = {replay.holm:.2f} for both)"
+    assert round(replay.holm, 2) == round(distilled.holm, 2)
+    runs = [scores[scores.label == FINETUNING].groupby("seed") for scores in map(r.names["scores"].get, starts)]
+    first, last = np.mean([[np.diag(result_matrix(of, "fid", "test")) for _, of in seeds] for seeds in runs], 1).T[
+        [0, -1]
+    ]
+    yield "task 1 has an FID of {:.0f} in place of {:.0f}".format(*first)
+    yield "task 5, under finetuning, {:.0f} in place of {:.0f}".format(*last)
+    more = against(FINETUNING, "forgetting")
+    assert more.low > 0 and more.high > margin(FINETUNING)
+    yield f"It forgets {change(more)} more (as much would be within {margin(FINETUNING):.0f}), and ends"
+    yield f"ends where it did: FID x {interval(against(FINETUNING))}."
+    end, more = against(DISTILLATION), against(DISTILLATION, "forgetting")
+    assert -margin(DISTILLATION) < more.low < 0 < more.high < margin(DISTILLATION)
+    yield f"at x {interval(end)} the FID (Holm p = {end.holm:.2f}) and forgets as much ({change(more)}, within"
+    yield f"within {margin(DISTILLATION):.0f})"
+    end, more = against(REPLAY), against(REPLAY, "forgetting")
+    assert more.low > 0 and more.high > margin(REPLAY)
+    yield f"Replay's end is not told from before (x {interval(end)}), and it forgets more ({change(more)}, as much"
+    yield f"as much would be within {margin(REPLAY):.0f})"
+    gap = {s: r.contrast(f"{DISTILLATION}, {s}", f"{REPLAY}, {s}") for s in starts}
+    yield f"distillation has x {interval(gap['from scratch'])} replay's FID from scratch"
+    yield f"x {interval(gap['pretrained'])} from the pretrained network"
+    fewer = [-against(label, "bpd").difference for label in (FINETUNING, REPLAY, DISTILLATION)]
+    yield f"Average BPD is lower by {listed(fewer, '.2f')} bits"
 
 
 def kept_of_class_1(seed: int, dataset: str) -> int:
@@ -542,9 +561,9 @@ def of_few_images() -> Iterator[str]:
 SECTIONS = (
     after_20_000_steps,
     of_fashion_after_20_000_steps,
-    after_1_000_steps,
     of_methods,
     in_orders,
+    from_a_pretrained_network,
     of_two_tasks,
     on_mnist,
     of_few_images,

@@ -67,6 +67,12 @@ def places(path: Path) -> set[str]:
     return named | set(re.findall(r'<a id="(.+?)">', shown(path)))
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_no_table_stands_within_a_list(path):
+    """Where the page of the paper, which quotes docs, would show its bars."""
+    assert not re.findall(r"^ +\|.*\|$", prose(path), re.M)
+
+
 @pytest.mark.parametrize("path", [*PAGES, *EXECUTED], ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)\s]+)\)", shown(path)):

@@ -488,8 +488,8 @@ def test_the_rule_of_a_sweep_is_the_lowest_fid_on_validation_images_and_of_equal
     assert best_weights(sweep({("l2", 0.0): 1.0, ("l2", 0.1): 3.0})) == {"l2": 0.1}  # without is no weight
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     (tmp_path / "chosen.json").write_text('{"other": {"mnist": {"l2": 5.0}}}')
-    study.keep_chosen("small-sweep", "mnist", found)
-    assert study.chosen("small-sweep", "mnist", "l2") == 0.1 and study.chosen("other", "mnist", "l2") == 5.0
+    study.keep_chosen("paper-cpu-sweep", "mnist", found)
+    assert study.chosen("paper-cpu-sweep", "mnist", "l2") == 0.1 and study.chosen("other", "mnist", "l2") == 5.0
 
 
 def test_a_sweep_is_judged_by_means_over_seeds_and_shows_kid_beside_fid():
@@ -655,7 +655,7 @@ def test_every_row_without_a_weight_needs_its_sweep(monkeypatch, tmp_path):
     (tmp_path / "chosen.json").write_text("{}")
     swept = {name: p for name, p in PROFILES.items() if p.sweep}
     benchmarks = {name for name in PROFILES if name.startswith("benchmark-")}
-    assert set(swept) == {"digits", "digits-long", "small", "paper-cpu", "paper", "axes-digits"} | benchmarks
+    assert set(swept) == {"digits", "small", "paper-cpu", "paper", "axes-digits"} | benchmarks
     for name, p in swept.items():
         unchosen = {row.method for row in p.rows if row.weight is None and METHODS[row.method].weight is not None}
         assert unchosen and "finetune" not in unchosen

@@ -27,8 +27,9 @@ from .tables import mean_and_error
 
 VERDICTS = "paper-cpu/findings-mnist", "paper-cpu/findings-fashion_mnist"  # of figures/, as .md
 RUNNING = Path("docs/running.md")
+DISTILLATION = "Generative distillation, weight 1"
 LEADERBOARD = Path("figures/benchmark-digits/leaderboard-digits.md")
-SHOWN = ("digits", "small", "paper-cpu", "orders-mnist", "paper")  # the profiles whose parameters are listed
+SHOWN = ("digits", "paper-cpu", "orders-mnist", "paper")  # the profiles whose parameters are listed
 
 
 def table_of(path: Path) -> list[list[str]]:
@@ -96,17 +97,38 @@ def benchmark(root: Path = Path()) -> str:
     head, *rows = table_of(orders := root / "figures/orders-mnist/orders-mnist.md")
     ends = {row[0]: [row[head.index(f"FID ↓, {order}")] for order in ORDERS] for row in rows}
     replay, distilled = (
-        f"{min(values, key=float)} to {max(values, key=float)}"
-        for values in (ends[REPLAY], ends["Generative distillation, weight 1"])
+        f"{min(values, key=float)} to {max(values, key=float)}" for values in (ends[REPLAY], ends[DISTILLATION])
     )
     return (
         f"{PROFILES['benchmark-digits'].settings['steps']} steps, {number_of(seeds_of(board))}, {len(methods)} "
         f"methods: finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]} (weight 1), distilled replay "
         f"{fid['Distilled replay, weight 1']}, generative distillation "
-        f"{fid['Generative distillation, weight 1']}, one network a task, begun at the last one's, "
+        f"{fid[DISTILLATION]}, one network a task, begun at the last one's, "
         f"{fid['One model for each task, start previous']}. That order is the digits': on MNIST, "
         f"{PROFILES['orders-mnist'].settings['steps']:,} steps, {number_of(seeds_of(orders))}, experience replay "
         f"(weight 1) has {replay}, by the order of tasks, generative distillation {distilled}"
+    )
+
+
+def pretrained(root: Path = Path()) -> str:
+    """What a start from another data set's network changes. root: of the repository."""
+    path = root / "figures/pretrained/contrasts-mnist.md"
+    head, *rows = table_of(path)
+    found = {(row[1], row[head.index("outcome")]): row[head.index("difference")] for row in rows}
+    learned, alone, replay, distilled = (
+        found[f"{label}, pretrained", outcome]
+        for label, outcome in (
+            (FINETUNING, "fid learned"),
+            (FINETUNING, "FID"),
+            (REPLAY, "FID"),
+            (DISTILLATION, "FID"),
+        )
+    )
+    return (
+        f"MNIST's tasks ({PROFILES['pretrained'].settings['steps']:,} steps each, {number_of(seeds_of(path))}) from a "
+        f"network that was trained on Fashion-MNIST: under finetuning FID is {learned} of that from scratch right "
+        f"after each task, and {alone} in the end, as all is forgotten again; generative distillation ends at "
+        f"{distilled}, experience replay with weight 1 at {replay}"
     )
 
 
@@ -145,8 +167,7 @@ def verdicts() -> str:
         f"The study trains {Run.steps:,} steps a task, by our reading of {Run.batch} images and for "
         f"{size_of(Run()):.0f} million parameters; here as many steps, of {run.batch} images, for {size_of(run):.1f} "
         f"million. {RULE} Conditions are linked. {noise} L2 has the weight that had the lowest average FID in a sweep: "
-        "larger ones forget less, and learn less. Shorter runs, on several seeds: "
-        "[results](docs/results.md#verdicts-after-1000-steps)."
+        "larger ones forget less, and learn less."
     )
     rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[0].items() if number]
     return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])
