@@ -425,9 +425,9 @@ def from_a_pretrained_network() -> Iterator[str]:
         return r.mean(f"{label}, from scratch") / 5
 
     alone, replay, distilled = (against(label, "fid_learned") for label in (FINETUNING, REPLAY, DISTILLATION))
-    yield f"x {interval(alone)} under finetuning (Holm p = {alone.holm:.2f})"
-    yield f"x {interval(replay)} under replay and x {interval(distilled)} under generative distillation (Holm p"
-    yield f"under generative distillation (Holm p = {replay.holm:.2f} for both)"
+    yield f"FID right after a task is x {interval(alone)} (Holm p = {alone.holm:.2f})"
+    yield f"x {interval(replay)} under replay and x {interval(distilled)} under generative distillation,"
+    yield f"nine contrasts (Holm p = {replay.holm:.2f} for both)"
     assert round(replay.holm, 2) == round(distilled.holm, 2)
     runs = [scores[scores.label == FINETUNING].groupby("seed") for scores in map(r.names["scores"].get, starts)]
     first, last = np.mean([[np.diag(result_matrix(of, "fid", "test")) for _, of in seeds] for seeds in runs], 1).T[

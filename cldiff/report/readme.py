@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from ..errors import Problem
-from ..evidence import FINETUNING, GENERATIVE, LIGHT, REPLAY
+from ..evidence import FINETUNING, REPLAY, STUDIED
 from ..findings import RULE
 from ..methods import METHODS
 from ..results import load_scores
@@ -53,38 +53,49 @@ def number_of(seeds: int) -> str:
     return f"{seeds} seed{'s' * (seeds > 1)}"
 
 
-def results(profile: str = "paper-cpu", dataset: str = "mnist") -> str:
-    """What became of finetuning and replay, in the published runs, and of the benchmark's methods."""
-    scores = load_scores(Path("results", profile), dataset, STUDY)
-    floor = scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
-    steps, seeds = PROFILES[profile].settings.get("steps", Run.steps), scores.seed.nunique()
+def results(profile: str = "paper-cpu") -> str:
+    """What became of the study's methods in the published runs, and of the benchmark's."""
+    datasets, steps = list(PROFILES[profile].datasets), PROFILES[profile].settings.get("steps", Run.steps)
+    scores = {dataset: load_scores(Path("results", profile), dataset, STUDY) for dataset in datasets}
+    real = [
+        of.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
+        for of in scores.values()
+    ]
 
     def value(
-        label: str, metric: str, of: Callable[[np.ndarray], float] = average, digits: int = 2, split: str = "test"
+        dataset: str,
+        label: str,
+        metric: str,
+        digits: int,
+        split: str = "test",
+        of: Callable[[np.ndarray], float] = average,
     ) -> str:
-        if label not in set(scores.label):
-            raise Problem(f"no results of {label} in results/{profile}: README's sentence is about it")
-        runs = scores[scores.label == label].groupby("seed")
-        return mean_and_error(pd.Series([of(result_matrix(run, metric, split)) for _, run in runs]), digits)
-
-    more, others = value(FINETUNING, "bpd", forgetting), ""
-    change = f"{more[1:]} less" if more.startswith("-") else f"{more} more"
-    for label, words in ((LIGHT, "with 0.01"), (GENERATIVE, "generative replay")):
-        if label in set(scores.label):  # not run yet in some profiles
-            others += f"; {words} at {value(label, 'fid', digits=0)} and {value(label, 'bpd')}"
+        rows = scores[dataset][scores[dataset].label == label]
+        if rows.empty:
+            raise Problem(f"no results of {label} on {dataset} in results/{profile}: README's table has them")
+        return mean_and_error(
+            pd.Series([of(result_matrix(run, metric, split)) for _, run in rows.groupby("seed")]), digits
+        )
 
     def copied(matrix: np.ndarray) -> float:
         return 100 * matrix[-1, :-1].mean()
 
+    def each(words: list[str]) -> str:
+        return ", ".join(f"{DATASETS[dataset].title} {word}" for dataset, word in zip(datasets, words))
+
+    change = [value(dataset, FINETUNING, "bpd", 2, of=forgetting) for dataset in datasets]
+    copies = [value(dataset, REPLAY, "copied", 1, "buffer", copied) for dataset in datasets]
+    seeds = max(of.seed.nunique() for of in scores.values())
+    head = [f"average over tasks, {steps:,} steps each, {number_of(seeds)}"]
+    head += [title for dataset in datasets for title in (f"{DATASETS[dataset].title}: FID ↓", "BPD ↓")]
+    measured = [(dataset, *of) for dataset in datasets for of in (("fid", 0), ("bpd", 2))]
+    rows = [[label, *(value(dataset, label, *of) for dataset, *of in measured)] for label in STUDIED]
+    rows.append(["real images", *(cell for floor in real for cell in (f"{floor:.0f}", ""))])
     return (
-        f"On {DATASETS[dataset].title}, {steps:,} steps a task, {number_of(seeds)}, finetuning ends at an average FID "
-        f"of {value(FINETUNING, 'fid', digits=0)} where real images have {floor:.0f}, and bits per dimension hardly "
-        f"notice ({value(FINETUNING, 'bpd')}; on old tasks {change}). Experience replay with weight 1 ends at "
-        f"{value(REPLAY, 'fid', digits=0)} and {value(REPLAY, 'bpd')} bits, with "
-        f"{value(REPLAY, 'copied', copied, 0, 'buffer')} % of its old tasks' samples copies of kept images{others}. On "
-        f"the digits, {benchmark()}. "
-        "FID: in features of a LeNet, against *test* images (Tables 1 to 4: *training* images, "
-        f"{value(FINETUNING, 'fid', digits=0, split='train')} for finetuning); ± standard error."
+        f"Finetuning loses its old tasks, and their bits hardly tell (change: {each(change)}). Under experience replay "
+        f"with weight 1 some of their samples are copies of kept images ({each(copies)} %).\n\n{written([head, *rows])}"
+        f"\n\nOn the digits, average FID, {benchmark()}. FID: in features of a LeNet, against *test* images (the "
+        "paper's tables: *training* images); ± standard error."
     )
 
 
