@@ -170,8 +170,8 @@ def after_20_000_steps() -> Iterator[str]:
     yield f"FID {listed((r.learned(label)[0] for label in (FINETUNING, REPLAY, GENERATIVE)), '.1f')}, the same BPD"
     short = Results(RESULTS / "pretrained", "mnist", notebook="pretrained").arms
     short = short.loc[[f"{label}, from scratch" for label in (FINETUNING, REPLAY, DISTILLATION)]]
-    seeds = short.groupby("label", sort=False)
-    spread, noise = 100 * seeds.fid.std() / seeds.fid.mean(), seeds.bpd.std().iloc[0]
+    seeds = short.groupby("label", sort=False).fid
+    spread = 100 * seeds.std() / seeds.mean()
     yield "three seeds is {:.0f} % (finetuning), {:.0f} % (replay with weight 1) and {:.0f} % (generative".format(
         *spread
     )
@@ -216,7 +216,6 @@ def after_20_000_steps() -> Iterator[str]:
     yield f"New tasks pay: FID right after tasks 2 to 5 is {listed(r.learned(REPLAY)[1:])}, under finetuning {alone}"
     light = r.average(LIGHT, "bpd")
     yield f"has the best bits, {light:.3f}, but only {bits - light:.3f} below finetuning"
-    yield f"three seeds differ by {noise:.3f} (standard deviation) in finetuning's bits"
     old = [r.old(LIGHT, metric) for metric in ("fid", "accuracy", "precision")]
     old.append(r.before(LIGHT, "precision"))
     yield "Old tasks have FID {:.0f}, {:.0f} % right, and precision {:.2f} ({:.2f} when learned)".format(*old)
@@ -412,7 +411,13 @@ def in_orders() -> Iterator[str]:
 
 def from_a_pretrained_network() -> Iterator[str]:
     r = Results(RESULTS / "pretrained", "mnist", notebook="pretrained")
-    starts = "pretrained", "from scratch"
+    starts, labels = ("pretrained", "from scratch"), (FINETUNING, REPLAY, DISTILLATION)
+    learned = pd.DataFrame(
+        {"label": f"{label}, {start}", "seed": seed, "first": fid[0], "last": fid[-1], "fid_later": fid[1:].mean()}
+        for start in starts
+        for (label, seed), of in r.names["scores"][start].groupby(["label", "seed"])
+        for fid in [np.diag(result_matrix(of, "fid", "test"))]
+    ).set_index(["label", "seed"])
 
     def against(label: str, outcome: str = "fid") -> pd.Series:
         return r.contrast(*(f"{label}, {start}" for start in starts), outcome)
@@ -424,34 +429,43 @@ def from_a_pretrained_network() -> Iterator[str]:
         """A fifth of the average FID from scratch."""
         return r.mean(f"{label}, from scratch") / 5
 
-    alone, replay, distilled = (against(label, "fid_learned") for label in (FINETUNING, REPLAY, DISTILLATION))
-    yield f"FID right after a task is x {interval(alone)} (Holm p = {alone.holm:.2f})"
-    yield f"x {interval(replay)} under replay and x {interval(distilled)} under generative distillation,"
-    yield f"nine contrasts (Holm p = {replay.holm:.2f} for both)"
-    assert round(replay.holm, 2) == round(distilled.holm, 2)
-    runs = [scores[scores.label == FINETUNING].groupby("seed") for scores in map(r.names["scores"].get, starts)]
-    first, last = np.mean([[np.diag(result_matrix(of, "fid", "test")) for _, of in seeds] for seeds in runs], 1).T[
-        [0, -1]
-    ]
-    yield "task 1 has an FID of {:.0f} in place of {:.0f}".format(*first)
-    yield "task 5, under finetuning, {:.0f} in place of {:.0f}".format(*last)
-    more = against(FINETUNING, "forgetting")
+    def means(outcome: str, form: str, *of: str, between: str = " and ") -> str:
+        return between.join(
+            f"{learned.loc[f'{label}, {start}', outcome].mean():{form}}" for label in of for start in starts
+        )
+
+    alone, replay, distilled = (against(label, "fid_learned") for label in labels)
+    yield f"FID right after a task is x {interval(alone)} (Holm p = {alone.holm:.2f}), under replay x {interval(replay)}"
+    yield f"under generative distillation x {interval(distilled)} (Holm p"
+    yield f"(Holm p = {replay.holm:.2f} for both)"
+    assert round(replay.holm, 2) == round(distilled.holm, 2) and alone.holm < 0.05 < replay.holm
+    yield f"the same network in all three, with {means('first', '.0f', REPLAY, between=' in place of ')}"
+    later = compared(learned, [Contrast("", *(f"{label}, {s}" for s in starts), "fid_later") for label in labels])
+    yield "tasks 2 to 5 have x {}, x {} and x {},".format(*(interval(row) for _, row in later.iterrows()))
+    yield f"and replay's task 5 gains nothing ({means('last', '.0f', REPLAY)}), which"
+    end, more = against(FINETUNING), against(FINETUNING, "forgetting")
     assert more.low > 0 and more.high > margin(FINETUNING)
-    yield f"It forgets {change(more)} more (as much would be within {margin(FINETUNING):.0f}), and ends"
-    yield f"ends where it did: FID x {interval(against(FINETUNING))}."
+    yield f"by the rule: {change(more)} (as much: within {margin(FINETUNING):.0f}; Holm p = {more.holm:.2f}). It ends"
+    yield f"It ends where it did, FID x {interval(end)}:"
     end, more = against(DISTILLATION), against(DISTILLATION, "forgetting")
     assert -margin(DISTILLATION) < more.low < 0 < more.high < margin(DISTILLATION)
     yield f"at x {interval(end)} the FID (Holm p = {end.holm:.2f}) and forgets as much ({change(more)}, within"
-    yield f"within {margin(DISTILLATION):.0f})"
+    was, now = (r.mean(f"{DISTILLATION}, {start}", "forgetting") for start in reversed(starts))
+    yield f"within {margin(DISTILLATION):.0f}; from {was:.1f} to {now:.1f}, so that"
     end, more = against(REPLAY), against(REPLAY, "forgetting")
     assert more.low > 0 and more.high > margin(REPLAY)
-    yield f"Replay's end is not told from before (x {interval(end)}), and it forgets more ({change(more)}, as much"
-    yield f"as much would be within {margin(REPLAY):.0f})"
-    gap = {s: r.contrast(f"{DISTILLATION}, {s}", f"{REPLAY}, {s}") for s in starts}
-    yield f"distillation has x {interval(gap['from scratch'])} replay's FID from scratch"
-    yield f"x {interval(gap['pretrained'])} from the pretrained network"
-    fewer = [-against(label, "bpd").difference for label in (FINETUNING, REPLAY, DISTILLATION)]
-    yield f"Average BPD is lower by {listed(fewer, '.2f')} bits"
+    yield f"Replay's end is not told from before (x {interval(end)}), and it forgets more ({change(more)}, as much: within"
+    yield f"as much: within {margin(REPLAY):.0f}; Holm p = {more.holm:.2f})"
+    gap = [interval(r.contrast(f"{DISTILLATION}, {s}", f"{REPLAY}, {s}")) for s in reversed(starts)]
+    yield "distillation has x {} replay's FID from scratch and x {} from the pretrained network".format(*gap)
+    beside = [
+        r.mean(f"{DISTILLATION}, {s}", "fid_learned") / r.mean(f"{FINETUNING}, {s}", "fid_learned") for s in starts
+    ]
+    yield "(FID right after a task x {1:.2f} and x {0:.2f})".format(*beside)
+    fewer = [-against(label, "bpd").difference for label in labels]
+    yield "is lower by {:.2f} (finetuning), {:.2f} (replay) and {:.2f} bits (distillation)".format(*fewer)
+    then, now = ([r.mean(f"{label}, {s}", "forgetting_bpd") for label in labels] for s in reversed(starts))
+    yield f"(forgetting {listed(then, '.2f')} from scratch, {listed(now[:2], '.2f', ', ')} and {now[2]:+.2f} pretrained)"
 
 
 def kept_of_class_1(seed: int, dataset: str) -> int:

@@ -131,7 +131,7 @@ def test_generated_parts_follow_results_and_a_lost_marker_is_an_error(monkeypatc
         "docs",
         "figures/paper-cpu",
         "figures/benchmark-digits",
-        "figures/orders-mnist",
+        "figures/pretrained",
         "results/paper-cpu",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

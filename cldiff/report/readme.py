@@ -21,7 +21,7 @@ from ..rows import STUDY
 from ..run import Run
 from ..stats import average, forgetting, result_matrix
 from ..study import PROFILES, runs
-from ..tasks import DATASETS, ORDERS
+from ..tasks import DATASETS
 from ..unet import UNet
 from .tables import mean_and_error
 
@@ -77,14 +77,16 @@ def results(profile: str = "paper-cpu") -> str:
             pd.Series([of(result_matrix(run, metric, split)) for _, run in rows.groupby("seed")]), digits
         )
 
-    def copied(matrix: np.ndarray) -> float:
-        return 100 * matrix[-1, :-1].mean()
+    def times(matrix: np.ndarray) -> float:
+        return matrix[-1, :-1].mean() / np.diag(matrix)[:-1].mean()
 
-    def each(words: list[str]) -> str:
-        return ", ".join(f"{DATASETS[dataset].title} {word}" for dataset, word in zip(datasets, words))
+    def each(first: str, *others: str) -> str:
+        return f"{first} ({', '.join(others)})" if others else first
 
-    change = [value(dataset, FINETUNING, "bpd", 2, of=forgetting) for dataset in datasets]
-    copies = [value(dataset, REPLAY, "copied", 1, "buffer", copied) for dataset in datasets]
+    rise = [value(dataset, FINETUNING, "fid", 0, of=times) for dataset in datasets]
+    bits = [value(dataset, FINETUNING, "bpd", 2, of=forgetting) for dataset in datasets]
+    shares = (lambda copied: 100 * copied[-1, :-1].mean(), lambda copied: 100 * copied[-1, 0])
+    copies, of_first = ([value(d, REPLAY, "copied", 1, "buffer", of) for d in datasets] for of in shares)
     seeds = max(of.seed.nunique() for of in scores.values())
     head = [f"average over tasks, {steps:,} steps each, {number_of(seeds)}"]
     head += [title for dataset in datasets for title in (f"{DATASETS[dataset].title}: FID ↓", "BPD ↓")]
@@ -92,8 +94,9 @@ def results(profile: str = "paper-cpu") -> str:
     rows = [[label, *(value(dataset, label, *of) for dataset, *of in measured)] for label in STUDIED]
     rows.append(["real images", *(cell for floor in real for cell in (f"{floor:.0f}", ""))])
     return (
-        f"Finetuning loses its old tasks, and their bits hardly tell (change: {each(change)}). Under experience replay "
-        f"with weight 1 some of their samples are copies of kept images ({each(copies)} %).\n\n{written([head, *rows])}"
+        f"On {each(*(DATASETS[dataset].title for dataset in datasets))}, finetuning multiplies the FID of old tasks by "
+        f"{each(*rise)} and adds {each(*bits)} to their bits; of their samples under experience replay with weight 1 "
+        f"{each(*copies)} % are copies of kept images, of task 1's {each(*of_first)} %.\n\n{written([head, *rows])}"
         f"\n\nOn the digits, average FID, {benchmark()}. FID: in features of a LeNet, against *test* images (the "
         "paper's tables: *training* images); ± standard error."
     )
@@ -105,19 +108,16 @@ def benchmark(root: Path = Path()) -> str:
     head, *rows = table_of(board)
     fid = {row[0]: row[head.index("avg FID, test ↓")] for row in rows}
     methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in fid)]
-    head, *rows = table_of(orders := root / "figures/orders-mnist/orders-mnist.md")
-    ends = {row[0]: [row[head.index(f"FID ↓, {order}")] for order in ORDERS] for row in rows}
-    replay, distilled = (
-        f"{min(values, key=float)} to {max(values, key=float)}" for values in (ends[REPLAY], ends[DISTILLATION])
-    )
+    head, *rows = table_of(mnist := root / "figures/pretrained/pretrained-mnist.md")
+    ends = {row[0].removesuffix(", from scratch"): row[head.index("FID ↓")] for row in rows}
     return (
         f"{PROFILES['benchmark-digits'].settings['steps']} steps, {number_of(seeds_of(board))}, {len(methods)} "
         f"methods: finetuning {fid[FINETUNING]}, experience replay {fid[REPLAY]} (weight 1), distilled replay "
         f"{fid['Distilled replay, weight 1']}, generative distillation "
         f"{fid[DISTILLATION]}, one network a task, begun at the last one's, "
         f"{fid['One model for each task, start previous']}. That order is the digits': on MNIST, "
-        f"{PROFILES['orders-mnist'].settings['steps']:,} steps, {number_of(seeds_of(orders))}, experience replay "
-        f"(weight 1) has {replay}, by the order of tasks, generative distillation {distilled}"
+        f"{PROFILES['pretrained'].settings['steps']:,} steps, {number_of(seeds_of(mnist))}, experience replay "
+        f"(weight 1) has {ends[REPLAY]}, generative distillation {ends[DISTILLATION]}"
     )
 
 
@@ -139,7 +139,8 @@ def pretrained(root: Path = Path()) -> str:
         f"MNIST's tasks ({PROFILES['pretrained'].settings['steps']:,} steps each, {number_of(seeds_of(path))}) from a "
         f"network that was trained on Fashion-MNIST: under finetuning FID is {learned} of that from scratch right "
         f"after each task, and {alone} in the end, as all is forgotten again; generative distillation ends at "
-        f"{distilled}, experience replay with weight 1 at {replay}"
+        f"{distilled}, experience replay with weight 1 at {replay} (one pretrained network; "
+        "intervals are not corrected)"
     )
 
 
