@@ -468,6 +468,47 @@ def from_a_pretrained_network() -> Iterator[str]:
     yield f"(forgetting {listed(then, '.2f')} from scratch, {listed(now[:2], '.2f', ', ')} and {now[2]:+.2f} pretrained)"
 
 
+def in_a_sequence_of_ten() -> Iterator[str]:
+    names = Results(RESULTS / "ten", "mnist_fashion", notebook="ten").names
+    found, half, digits, clothes = (
+        names["found"].groupby("label").mean(),
+        names["half"],
+        "among digits",
+        "among clothes",
+    )
+    assert names["scores"].seed.nunique() == 1  # what is said holds for one run of each
+    alone, heavy, distilled, generated = (found.loc[x] for x in (FINETUNING, REPLAY, DISTILLED, DISTILLATION))
+    yield f"The other way round: {alone[clothes]:.0f} against {alone[digits]:.0f}."
+    first = np.array([m[:half].mean() for m in names["matrices"][FINETUNING, 0][half - 1 :]])
+    yield f"when all five are learned their FID is {alone.fid_half:.0f}."
+    yield f"The first clothes add {first[1] - first[0]:.0f}, to {first[1]:,.0f}, and the four tasks after them"
+    yield f"the four tasks after them {(first[-1] - first[1]) / (half - 1):.0f} each"
+
+    def lost(of: pd.Series) -> str:
+        return f"{of[clothes]:.0f} against {of[digits]:.0f}"
+
+    def margin(of: pd.Series) -> float:
+        return of.fid_half / 10
+
+    more = {x.name: x[clothes] - x[digits] for x in (heavy, distilled, generated)}
+    assert (
+        more[DISTILLATION] < margin(generated) and more[REPLAY] > margin(heavy) and more[DISTILLED] > margin(distilled)
+    )
+    yield f"Generative distillation does not ({lost(generated)}, a tenth is {margin(generated):.0f}); distilled replay does"
+    yield f"distilled replay does ({lost(distilled)}; {margin(distilled):.0f}) and so does replay ({lost(heavy)}; {margin(heavy):.0f})"
+    jumps = (x.rise_at_once for x in (distilled, heavy, generated))
+    yield "speak against it: {:.0f} under distilled replay, {:.0f} under replay, {:.0f} under generative distillation.".format(
+        *jumps
+    )
+    ends = (x.fid_first / x.fid_half for x in (heavy, generated, distilled))
+    yield "x {:.2f} under replay, x {:.2f} under generative distillation and x {:.2f} under distilled replay".format(
+        *ends
+    )
+    yield f"distilled replay ({distilled.fid_half:.0f}) is before generative distillation ({generated.fid_half:.0f}), after ten"
+    yield f"after ten behind it ({distilled.fid:.0f} and {generated.fid:.0f})."
+    yield f"Replay leads both times ({heavy.fid_half:.0f} and {heavy.fid:.0f})"
+
+
 def kept_of_class_1(seed: int, dataset: str) -> int:
     learner = object.__new__(Learner)  # whose network, which is slow to make, is not asked
     learner.run, learner.tasks = Run(dataset=dataset, method="replay", seed=seed, buffer=20), load_tasks(dataset)
@@ -578,6 +619,7 @@ SECTIONS = (
     of_methods,
     in_orders,
     from_a_pretrained_network,
+    in_a_sequence_of_ten,
     of_two_tasks,
     on_mnist,
     of_few_images,
