@@ -479,10 +479,10 @@ def in_a_sequence_of_ten() -> Iterator[str]:
     assert names["scores"].seed.nunique() == 1  # what is said holds for one run of each
     alone, heavy, distilled, generated = (found.loc[x] for x in (FINETUNING, REPLAY, DISTILLED, DISTILLATION))
     yield f"The other way round: {alone[clothes]:.0f} against {alone[digits]:.0f}."
-    first = np.array([m[:half].mean() for m in names["matrices"][FINETUNING, 0][half - 1 :]])
     yield f"when all five are learned their FID is {alone.fid_half:.0f}."
-    yield f"The first clothes add {first[1] - first[0]:.0f}, to {first[1]:,.0f}, and the four tasks after them"
-    yield f"the four tasks after them {(first[-1] - first[1]) / (half - 1):.0f} each"
+    then = alone.fid_half + alone.rise_at_once
+    yield f"The first clothes add {alone.rise_at_once:.0f}, to {then:,.0f}, and the four tasks after them"
+    yield f"the four tasks after them {(alone.fid_first - then) / (half - 1):.0f} each"
 
     def lost(of: pd.Series) -> str:
         return f"{of[clothes]:.0f} against {of[digits]:.0f}"
