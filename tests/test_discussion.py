@@ -439,7 +439,11 @@ def from_a_pretrained_network() -> Iterator[str]:
     yield f"under generative distillation x {interval(distilled)} (Holm p"
     yield f"(Holm p = {replay.holm:.2f} for both)"
     assert round(replay.holm, 2) == round(distilled.holm, 2) and alone.holm < 0.05 < replay.holm
-    yield f"the same network in all three, with {means('first', '.0f', REPLAY, between=' in place of ')}"
+    gains = [learned.xs(f"{x}, {starts[1]}") - learned.xs(f"{x}, {starts[0]}") for x in labels]
+    shares = "{:.0f} % of finetuning's gain, {:.0f} % of replay's, {:.0f} % of distillation's.".format(
+        *(100 * gain["first"].mean() / (gain["first"].mean() + 4 * gain.fid_later.mean()) for gain in gains)
+    )
+    yield f"the same network in all three, has {means('first', '.0f', REPLAY, between=' in place of ')}: {shares}"
     later = compared(learned, [Contrast("", *(f"{label}, {s}" for s in starts), "fid_later") for label in labels])
     yield "tasks 2 to 5 have x {}, x {} and x {},".format(*(interval(row) for _, row in later.iterrows()))
     yield f"and replay's task 5 gains nothing ({means('last', '.0f', REPLAY)}), which"
