@@ -429,10 +429,8 @@ def from_a_pretrained_network() -> Iterator[str]:
         """A fifth of the average FID from scratch."""
         return r.mean(f"{label}, from scratch") / 5
 
-    def means(outcome: str, form: str, *of: str, between: str = " and ") -> str:
-        return between.join(
-            f"{learned.loc[f'{label}, {start}', outcome].mean():{form}}" for label in of for start in starts
-        )
+    def of_replay(task: str, between: str) -> str:
+        return between.join(f"{learned.loc[f'{REPLAY}, {start}', task].mean():.0f}" for start in starts)
 
     alone, replay, distilled = (against(label, "fid_learned") for label in labels)
     yield f"FID right after a task is x {interval(alone)} (Holm p = {alone.holm:.2f}), under replay x {interval(replay)}"
@@ -443,10 +441,10 @@ def from_a_pretrained_network() -> Iterator[str]:
     shares = "{:.0f} % of finetuning's gain, {:.0f} % of replay's, {:.0f} % of distillation's.".format(
         *(100 * gain["first"].mean() / (gain["first"].mean() + 4 * gain.fid_later.mean()) for gain in gains)
     )
-    yield f"the same network in all three, has {means('first', '.0f', REPLAY, between=' in place of ')}: {shares}"
+    yield f"the same network in all three, has {of_replay('first', ' in place of ')}: {shares}"
     later = compared(learned, [Contrast("", *(f"{label}, {s}" for s in starts), "fid_later") for label in labels])
     yield "tasks 2 to 5 have x {}, x {} and x {},".format(*(interval(row) for _, row in later.iterrows()))
-    yield f"and replay's task 5 gains nothing ({means('last', '.0f', REPLAY)}), which"
+    yield f"and replay's task 5 gains nothing ({of_replay('last', ' and ')}), which"
     end, more = against(FINETUNING), against(FINETUNING, "forgetting")
     assert more.low > 0 and more.high > margin(FINETUNING)
     yield f"by the rule: {change(more)} (as much: within {margin(FINETUNING):.0f}; Holm p = {more.holm:.2f}). It ends"
