@@ -64,6 +64,19 @@ def test_the_leaderboard_is_ordered_by_fid_and_marks_what_noise_cannot_tell_from
     assert "‡" not in note and "**" in alone.set_index("")["avg FID, train ↓"]["Best"]
 
 
+def test_a_row_of_one_seed_is_compared_on_it_and_the_note_says_by_what_noise(measured):
+    rows = {("Finetuning", seed): 1.0 for seed in range(3)} | {("Alone", 0): 0.5}
+    scores, curves, bootstrap = (
+        pd.concat([changed(t, *of, factor) for of, factor in rows.items()]) for t in tables(measured)
+    )
+    table, note = leaderboard(scores, curves, bootstrap)
+    fid = table.set_index("")["avg FID, train ↓"]
+    assert "n = 1 to 3 seeds (fewer: Alone)" in note and "±" in fid["Finetuning"] and "±" not in fid["Alone"]
+    assert "that it has, one seed by the noise of images alone" in note and fid["Alone"].startswith("**")
+    _, note = leaderboard(*(t[t.label == "Finetuning"] for t in (scores, curves, bootstrap)))
+    assert "images alone" not in note
+
+
 def test_real_images_are_seen_by_the_lenet_alone(measured):
     scores, curves, bootstrap = tables(measured)
     floors = scores[scores.metric == "fid_floor"].assign(extractor="inception", value=1e6)

@@ -105,10 +105,10 @@ def test_a_row_alone_is_not_called_the_best():
     assert "*" not in results_table(*alone)[0].to_string()
 
 
-def test_rows_of_fewer_seeds_are_named():
+def test_rows_of_fewer_seeds_are_named_or_those_that_have_all_where_they_are_less():
     of = [("A", 0), ("A", 1), ("B", 0), ("A", 2), ("B", 1), ("C", 0)]
     scores = pd.DataFrame(of, columns=["label", "seed"]).assign(dataset="mnist")
-    assert seeds_note(scores) == "MNIST, n = 1 to 3 seeds (fewer: B, C), mean ± standard error"
+    assert seeds_note(scores) == "MNIST, n = 1 to 3 seeds (3: A), mean ± standard error"
     assert seeds_note(scores[scores.label != "C"]).startswith("MNIST, n = 2 to 3 seeds (fewer: B), ")
     assert seeds_note(scores[scores.label == "A"]) == "MNIST, n = 3 seeds, mean ± standard error"
     assert seeds_note(scores[scores.seed == 0]) == "MNIST, n = 1 seed"

@@ -61,8 +61,12 @@ def leaderboard(
     table["recall ↑"] = [mean_and_error(of_label.recall.get_group(name), 2) for name in labels]
     table["FID, newest task, test ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
     bound = scores[scores.metric == "bpd"]
-    seeds = scores.seed.nunique()
-    chance = f" over {seeds} seeds, where beyond noise asks that {CHANCE[seeds]}," if seeds in CHANCE else ""
+    n = scores.groupby("label").seed.nunique()
+    over = f"{sizes(n)} seeds," if n.max() > 1 else "1 seed,"
+    if n.max() in CHANCE:
+        over += f" where beyond noise asks that {CHANCE[n.max()]},"
+    if n.min() < n.max():
+        over += " a row of fewer over those that it has, one seed by the noise of images alone,"
     floor = scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
     others = (
         "‡: of another machine, so that its seeds pair with nobody's, and neither mark is given. "
@@ -73,9 +77,9 @@ def leaderboard(
         f"{seeds_note(scores)}, by average FID against test images, where real images have {floor:.1f}. Weights are "
         "those that the sweep chose on validation images, or a row's own (the study's, and 1 where it names `shared`). "
         f"Bold (FID against training images, BPD, accuracy): the best average, and what {DRAWS:,} draws of a paired "
-        f"bootstrap over seeds and images cannot tell from it; °: what they cannot tell from finetuning; both{chance} "
-        f"uncorrected for the number of rows. {others}FID: {samples_note(scores)}. BPD: on {sizes(bound.n)} test "
-        "images per task. Recall: against test images. Forgetting: positive means worse."
+        "bootstrap over seeds and images cannot tell from it; °: what they cannot tell from finetuning; both over "
+        f"{over} uncorrected for the number of rows. {others}FID: {samples_note(scores)}. BPD: on "
+        f"{sizes(bound.n)} test images per task. Recall: against test images. Forgetting: positive means worse."
     )
     return table, note
 

@@ -86,11 +86,12 @@ def sizes(n: pd.Series) -> str:
 
 
 def seeds_note(scores: pd.DataFrame) -> str:
-    """ "MNIST, n = 3 seeds, mean ± standard error", with the rows that have fewer."""
+    """ "MNIST, n = 3 seeds, mean ± standard error", with the rows that have fewer or, if these are less, as many."""
     n = scores.groupby("label", sort=False).seed.nunique()
-    few = f" (fewer: {', '.join(n.index[n < n.max()])})" if n.min() < n.max() else ""
+    few, most = n.index[n < n.max()], n.index[n == n.max()]
+    named = f" (fewer: {', '.join(few)})" if len(few) <= len(most) else f" ({n.max()}: {', '.join(most)})"
     return f"{DATASETS[scores.dataset.iloc[0]].title}, " + (
-        f"n = {sizes(n)} seeds{few}, mean ± standard error" if n.max() > 1 else "n = 1 seed"
+        f"n = {sizes(n)} seeds{named if len(few) else ''}, mean ± standard error" if n.max() > 1 else "n = 1 seed"
     )
 
 
