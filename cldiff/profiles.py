@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from .rows import AXES, BENCHMARK, FEW, IN_ORDERS, L2_SWEEP, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
+from .rows import AXES, BENCHMARK, FEW, IN_ORDERS, L2_SWEEP, LONG, REPLAY, REPLAY_KEPT, STUDY, SWEEP, TEN, Row
 from .run import Run
 from .tasks import DATASETS
 
@@ -155,6 +155,14 @@ PROFILES = {
         )
         for dataset in _GREY
     },
+    "benchmark-paper-cpu": _experiment(
+        "the study's rows on MNIST, 20,000 steps a task, beside distilled and timestep-aware replay and joint training",
+        "mnist",
+        _PAPER_CPU,
+        LONG,
+        "benchmark",
+        sweep="paper-cpu-sweep",
+    ),
     "axes-digits": _experiment(
         "the benchmark's best methods with other buffers and five times the steps",
         "digits",

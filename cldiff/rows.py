@@ -70,6 +70,8 @@ BENCHMARK = (
     Row("separate", options={"start": "previous"}),
     Row("joint"),
 )
+# At the study's length its rows, and those that the replay experiment and the benchmark ask about.
+LONG = (*STUDY, Row("distilled", 1.0), Row("timesteps", 1.0, PILOT), Row("joint"))
 # The five that led the benchmark when this was planned (commit 3d6bb50) and are no bounds, finetuning, and two constant
 # weights of replay, the study's and the best of the replay experiment: with another length for all, and with other
 # buffers for those that have one.

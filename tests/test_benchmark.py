@@ -147,4 +147,9 @@ def test_published_numbers_stand_beside_ours_with_multiples_of_joint_training_an
         ["Finetuning", "100.0 (x 50.0)", "50.0 ± 10.0 (x 10.0)"],
     ]
     assert list(table) == ["", "published, mnist", "ours"]
+    assert "compare, and joint training is no best here. Rank" in note  # EWC, decay 0.9, is
+    best = found.mul([0.1 if label == "Joint training" else 1 for label, _ in found.index], axis=0)
+    assert "compare. Rank" in beside_published(scores, best, published)[1]
+    both = scores.method.isin(["joint", "finetune"])
+    assert "ank correlation" not in beside_published(scores[both], found, published)[1]
     assert "0.50, p = 1.00 (published, mnist)" in note and "a paper" in note and "n = 2 seeds" in note

@@ -101,23 +101,26 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
     labels = scores.groupby("method").label.agg(lambda of: min(of.unique(), key=len))
     table["ours"] = labels.map(found.groupby("label").fid.mean())
     table = table.dropna().sort_values(table.columns[0])
-    agreement = {
-        name: permutation_test(
+    own = found.groupby("label").fid
+    best = own.mean().idxmin() == labels["joint"]
+
+    def agreement(name: str) -> str:
+        rank = permutation_test(
             (table[name],), lambda values: spearmanr(values, table.ours).statistic, permutation_type="pairings", rng=0
         )
-        for name in table.columns.drop("ours")
-    }
+        return f"{rank.statistic:.2f}, p = {rank.pvalue:.2f} ({name})"
+
     compared = scores[scores.label.isin(labels[table.index])]
     note = (
         f"{seeds_note(compared)}; average FID against test images, in brackets as a multiple of joint training's. "
-        "Extractors and networks differ: FIDs do not compare, and joint training is no best here. Rank correlation of "
-        f"these {len(table)} methods with ours: "
-        + ", ".join(f"{found.statistic:.2f}, p = {found.pvalue:.2f} ({name})" for name, found in agreement.items())
-        + f". Published: {published.source.iloc[0]}."
+        f"Extractors and networks differ: FIDs do not compare{'' if best else ', and joint training is no best here'}."
     )
+    if len(table) > 2:  # two agree or do not
+        note += f" Rank correlation of these {len(table)} methods with ours: "
+        note += f"{', '.join(map(agreement, table.columns.drop('ours')))}."
+    note += f" Published: {published.source.iloc[0]}."
     ratios = table / table.loc["joint"]
     cells = {name: [f"{fid:.1f} (x {r:.1f})" for fid, r in zip(table[name], ratios[name])] for name in table}
-    own = found.groupby("label").fid
     cells["ours"] = [
         f"{mean_and_error(own.get_group(labels[method]), 1)} (x {ratios.ours[method]:.1f})" for method in table.index
     ]
