@@ -101,11 +101,11 @@ def run(words: argparse.Namespace) -> None:
         failed = run_on_dask(words.cluster, asked, out, words.shared, device=words.device, data=words.data)
         for name, why in failed.items():
             print(f"{name}: {why}", file=sys.stderr)
-        if failed:
-            raise Problem(f"{len(failed)} of {total} runs failed, as said above; the same command tries them again")
-        rest = left(asked, out)
     else:
-        rest = run_pending(asked, out, words.device, words.data, budget)
+        failed = run_pending(asked, out, words.device, words.data, budget)
+    if failed:
+        raise Problem(f"{len(failed)} of {total} runs failed, as said above; the same command tries them again")
+    rest = left(asked, out)
     print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else f", results are in {out}"))
 
 

@@ -40,7 +40,8 @@ class Learner:
 
     `task` is the index of the current task, `step` the steps done in it, `checkpoint` where to save at any moment.
     `begun`: the SHA-256 of the network that it started from, if any. `record` is the caller's: what it puts there by
-    name is part of checkpoints. `seconds` counts time by phase.
+    name is part of checkpoints. `seconds` counts time by phase, that of training also as the CPU's, which other work on
+    the machine does not lengthen.
     """
 
     def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu", start: bytes | None = None):
@@ -51,7 +52,7 @@ class Learner:
         self.checkpoint: Path | None = None
         self.record: dict[str, list] = {}
         self.begun = {"start": hashlib.sha256(start).hexdigest()} if start else {}
-        self.seconds = {"train": 0.0, "measure": 0.0}
+        self.seconds = {"train": 0.0, "train_cpu": 0.0, "measure": 0.0}
         name, options = ("finetune", {}) if run.weight == 0 else (run.method, run.options)  # no work for a loss of 0
         self.method = METHODS[name](run.weight, METHODS[name].Options(**options))
         self.ids = Ids(tasks, run.condition == "class", self.device)

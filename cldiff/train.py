@@ -134,8 +134,8 @@ def _tasks(
                     learner.load(begun)
                     yield from _steps(learner, begun, checkpoint_seconds)
                     learner.save(first)
-                    for left in (begun, before(begun)):
-                        left.unlink(missing_ok=True)
+                for left in (begun, before(begun)):  # also where a kill came between
+                    left.unlink(missing_ok=True)
         while not first_task_only:
             yield from _steps(learner, path, checkpoint_seconds)
             if learner.task == len(learner.tasks) - 1:
@@ -169,9 +169,11 @@ def _acquired(path: Path, cancelled: Callable[[], bool]) -> AcquireReturnProxy:
 @contextmanager
 def _counted(learner: Learner) -> Iterator[None]:
     """Adds the time to that of training."""
-    start = time.perf_counter()
+    clocks = {"train": time.perf_counter, "train_cpu": time.process_time}
+    starts = {name: clock() for name, clock in clocks.items()}
     yield
-    learner.seconds["train"] += time.perf_counter() - start
+    for name in clocks.keys() & learner.seconds.keys():  # a checkpoint from before the CPU's was counted has none
+        learner.seconds[name] += clocks[name]() - starts[name]
 
 
 def _steps(learner: Learner, path: Path | None, checkpoint_seconds: float) -> Iterator[Step]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from .files import claim, make_folder
+from .learner import TrainingError
 from .measure import Measurer
 from .results import find_start, read_result
 from .run import Run
@@ -57,6 +58,7 @@ def make_run(
     with lock:
         if (folder / "result.json").exists():
             read_result(folder)  # or it is damaged, and says so
+            forget(folder)  # a kill may have come between
             return True
         if not first_task_only:
             make_folder(folder)  # now, not when there is something to keep
@@ -97,21 +99,24 @@ def make_run(
                     return False
         except Timeout:  # asked to stop while another process trained the first task
             return False
+        finally:
+            steps.close()  # leaves the lock of the first task: an error that Jupyter keeps would go on to hold it
         if not first_task_only:
             measure.save(folder, step.learner)
             forget(folder)
         return True
 
 
-def run_pending(runs: list[Run], out: Path, device: str, data: str, budget: float = math.inf) -> int:
+def run_pending(runs: list[Run], out: Path, device: str, data: str, budget: float = math.inf) -> dict[str, str]:
     """Makes the runs that are not in `out`, one after the other.
 
     Stops before `budget` seconds are over, but for what a task begins with (pools, importances), with a checkpoint to
-    continue from. Returns how many runs are left. Runs that another process works on are left to it. On SIGTERM or
+    continue from. Returns the one-line error of each run that failed in training, by name: the others go on. Runs that
+    another process works on are left to it. On SIGTERM or
     Ctrl-C raises KeyboardInterrupt where runs are left: after the step and what belongs to it (measuring, a task's
     beginning), with a checkpoint; on a second one at once.
     """
-    end, asked, stopped = time.monotonic() + budget, [], False
+    end, asked, stopped, failed = time.monotonic() + budget, [], False, {}
 
     def ask(number: int, frame: object) -> None:
         if asked:
@@ -130,18 +135,21 @@ def run_pending(runs: list[Run], out: Path, device: str, data: str, budget: floa
         for run in runs:
             if (out / run.name / "result.json").exists():
                 continue
-            stopped = False
-            with progress_bar(f"{run.dataset}, {run.label}") as progress:
-                made = make_run(run, out / run.name, data, device, stop=over, progress=progress, wait=False)
+            stopped = made = False
+            try:
+                with progress_bar(f"{run.dataset}, {run.label}") as progress:
+                    made = make_run(run, out / run.name, data, device, stop=over, progress=progress, wait=False)
+            except TrainingError as error:
+                failed[run.name] = str(error)
+                print(f"{run.name}: {error}", file=sys.stderr)
             if not made and stopped or over(0):
                 break
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    rest = left(runs, out)
-    if asked and rest:
+    if asked and left(runs, out):
         raise KeyboardInterrupt
-    return rest
+    return failed
 
 
 @contextmanager

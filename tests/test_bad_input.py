@@ -213,7 +213,7 @@ def test_any_parameters_of_a_notebook_are_taken_or_refused_in_one_line(parameter
 def test_any_words_are_a_list_of_runs_or_one_line(words, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cldiff", *words])
-    monkeypatch.setattr(work, "run_pending", lambda *_: 0)
+    monkeypatch.setattr(work, "run_pending", lambda *_: {})
     try:
         __main__.main()
     except SystemExit as stop:

@@ -88,19 +88,20 @@ def test_real_images_are_seen_by_the_lenet_alone(measured):
 def test_prices_compare_with_finetuning_of_the_same_seed_on_the_same_machine(measured, tmp_path):
     source = next(measured.glob("*/result.json")).parent
 
-    def add(method, seed, seconds, machine, **held):
+    def add(method, seed, seconds, machine, gpu=None, cpu=None, **held):
         run = tiny(method, seed=seed)
         folder = tmp_path / run.name
         shutil.copytree(source, folder)
         result = json.loads((folder / "result.json").read_text())
-        result |= {"seconds": {"train": seconds, "measure": 0}, "machine": machine, "held": held}
+        took = {"train": seconds, "measure": 0} | ({} if cpu is None else {"train_cpu": cpu})
+        result |= {"seconds": took, "machine": {"cpu": machine, "gpu": gpu}, "held": held}
         result["run"] |= {"method": method, "seed": seed, "weight": run.weight}
         (folder / "result.json").write_text(json.dumps(result))
         return run.label
 
     finetune = [add("finetune", seed, seconds, machine) for seed, seconds, machine in ((0, 10, "a"), (1, 20, "b"))][0]
-    replay = [add("replay", seed, 30, m, images=10, bytes=7000) for seed, m in ((0, "a"), (1, "b"), (2, "a"))][0]
-    l2 = add("l2", 0, 30, "b")
+    replay = [add("replay", seed, 30, m, images=10, bytes=7000) for seed, m in ((0, "a"), (1, "b"))][0]
+    l2 = [add("l2", seed, 30, "b") for seed in (0, 1)][0]  # one of them has no finetuning beside it
     found = prices(tmp_path, "digits", [l2, replay, finetune])
     assert list(found.index) == [l2, replay, finetune] and found.time[replay] == pytest.approx((3 + 1.5) / 2)
     assert found.time[finetune] == 1 and pd.isna(found.time[l2]) and pd.isna(found.bytes[l2])
@@ -112,6 +113,13 @@ def test_prices_compare_with_finetuning_of_the_same_seed_on_the_same_machine(mea
         [replay, "x 2.25", "6", "10", "7.0"],
         [finetune, "x 1.00", "3", "", ""],
     ]
+    for seed, gpu in ((4, None), (5, "H100")):  # the CPU's time, and on a GPU the clock's
+        add("finetune", seed, 10, "c", gpu, cpu=2)
+        add("generative", seed, 40, "c", gpu, cpu=3)
+    generative = tiny("generative").label
+    assert prices(tmp_path, "digits", [generative]).time.item() == pytest.approx((3 / 2 + 40 / 10) / 2)
+    add("generative", 0, 30, "a", cpu=3)  # of which finetuning has none
+    assert pd.isna(prices(tmp_path, "digits", [generative]).time.item())
 
 
 def test_the_study_reads_its_own_rows_from_among_the_benchmarks(measured, tmp_path):

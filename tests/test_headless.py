@@ -1,6 +1,7 @@
 """`python -m cldiff run`: the runs of a profile without Jupyter, stopped and killed and called again."""
 
 import dataclasses
+import math
 import random
 import signal
 import subprocess
@@ -16,11 +17,12 @@ from filelock import FileLock
 import cldiff.measure
 import cldiff.train
 from cldiff import plan, work
-from cldiff.__main__ import seconds
+from cldiff.__main__ import main, seconds
 from cldiff.files import claim
 from cldiff.results import FILES, WEIGHTS
 from cldiff.study import runs
-from cldiff.work import run_pending
+from cldiff.train import first_task_path
+from cldiff.work import make_run, run_pending
 
 BITS = (*FILES[:-1], WEIGHTS)  # result.json holds times
 
@@ -36,11 +38,17 @@ def two(monkeypatch):
     return [tiny("finetune", steps=2), tiny("replay", steps=2)]
 
 
+def pending(asked: list, out: Path, budget: float = math.inf) -> int:
+    """run_pending() of runs that do not fail: how many are left."""
+    assert run_pending(asked, out, "cpu", "data", budget) == {}
+    return work.left(asked, out)
+
+
 def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tmp_path):
-    assert run_pending(two, tmp_path / "whole", "cpu", "data") == 0
+    assert pending(two, tmp_path / "whole") == 0
     calls, left = 0, 2
     while left:
-        left = run_pending(two, tmp_path / "pieces", "cpu", "data", budget=0)
+        left = pending(two, tmp_path / "pieces", budget=0)
         calls += 1
     assert calls == 10 + 8  # one step a call; the first task is shared
     for run in two:
@@ -48,18 +56,61 @@ def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tm
         assert {path.name for path in (tmp_path / "pieces" / run.name).iterdir()} == {*FILES, WEIGHTS}
 
 
+def test_a_run_that_fails_in_training_is_named_and_the_others_go_on(two, tmp_path, capsys):
+    wild = tiny("replay", weight=1e30, steps=2)
+    failed = run_pending([wild, *two], tmp_path, "cpu", "data")
+    assert list(failed) == [wild.name] and "no longer finite at step" in failed[wild.name]
+    assert capsys.readouterr().err.count(f"{wild.name}: {failed[wild.name]}\n") == 1
+    assert [(tmp_path / run.name / "result.json").exists() for run in (wild, *two)] == [False, True, True]
+
+
+def test_a_run_that_fails_in_training_makes_the_command_fail(monkeypatch, tmp_path):
+    monkeypatch.setattr(work, "run_pending", lambda *_: {"one": "no number"})
+    monkeypatch.setattr(sys, "argv", command(tmp_path)[2:])
+    with pytest.raises(
+        SystemExit, match="^error: 1 of 5 runs failed, as said above; the same command tries them again$"
+    ):
+        main()
+
+
 def test_a_run_that_another_process_works_on_is_left_to_it(two, tmp_path):
     with claim(tmp_path / two[0].name):
-        assert run_pending(two, tmp_path, "cpu", "data") == 1
+        assert pending(two, tmp_path) == 1
     assert not (tmp_path / two[0].name).exists() and (tmp_path / two[1].name / "result.json").exists()
+
+
+def test_an_error_that_somebody_keeps_holds_no_first_task(two, tmp_path):
+    """As Jupyter keeps that of a cell that was stopped, whose frames keep the lock; the cell is run again."""
+
+    def stopped(step):
+        raise KeyboardInterrupt
+
+    folder = tmp_path / two[0].name
+    with pytest.raises(KeyboardInterrupt) as kept:
+        make_run(two[0], folder, device="cpu", progress=stopped)
+    first = first_task_path(two[0], folder)
+    with FileLock(first.with_suffix(".lock"), timeout=0):
+        assert kept
+
+
+def test_what_a_kill_left_of_a_finished_run_or_first_task_is_removed(two, tmp_path):
+    run_pending(two[:1], tmp_path, "cpu", "data")
+    folder, first = tmp_path / two[0].name, first_task_path(two[0], tmp_path / two[0].name)
+    left = [folder / "checkpoint.pt", folder / "checkpoint.before.pt"]
+    begun = [first.with_suffix(".begun.pt"), first.with_suffix(".begun.before.pt")]
+    for path in (*left, *begun):
+        path.write_bytes(first.read_bytes())
+    assert make_run(two[0], folder, device="cpu") and not any(path.exists() for path in left)
+    assert make_run(two[1], tmp_path / two[1].name, device="cpu") and not any(path.exists() for path in begun)
+    assert first.exists()
 
 
 def test_waiting_for_the_first_task_of_another_process_ends_with_the_budget(two, tmp_path):
     first = tmp_path / "first_task" / f"{two[0].first_task_name}.lock"
     first.parent.mkdir()
     with FileLock(first):
-        assert run_pending(two, tmp_path, "cpu", "data", budget=1) == 2
-    assert run_pending(two, tmp_path, "cpu", "data") == 0
+        assert pending(two, tmp_path, budget=1) == 2
+    assert pending(two, tmp_path) == 0
 
 
 def test_waiting_and_compiling_before_the_first_step_do_not_make_every_step_look_long(two, tmp_path, monkeypatch):
@@ -73,7 +124,7 @@ def test_waiting_and_compiling_before_the_first_step_do_not_make_every_step_look
 
     monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(work, "train", slow_to_start)
-    assert run_pending(two, tmp_path, "cpu", "data", budget=300) == 0
+    assert pending(two, tmp_path, budget=300) == 0
     assert clock.now == 100 + 9 + 100 + 7
 
 
@@ -89,7 +140,7 @@ def test_a_call_stops_before_measuring_that_took_long_in_an_earlier_one(two, tmp
     monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: clock.now))
     monkeypatch.setattr(cldiff.measure.Measurer, "_scores", slow)
     for call in (1, 2, 3):  # the scores of one task in each, with which the next call then begins
-        assert run_pending(two, tmp_path, "cpu", "data", budget=150) == 2
+        assert pending(two, tmp_path, budget=150) == 2
         assert clock.now == 100 * call
 
 
@@ -154,7 +205,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(monkeypatch, tmp_path):
 def test_asked_to_stop_in_the_last_step_of_all_it_is_done(monkeypatch, tmp_path):
     monkeypatch.setattr(work, "make_run", lambda run, folder, *_, **__: signal.raise_signal(signal.SIGTERM) or True)
     monkeypatch.setattr(work, "left", lambda *_: 0)
-    assert run_pending(runs("smoke"), tmp_path, "cpu", "data") == 0
+    assert pending(runs("smoke"), tmp_path) == 0
 
 
 @pytest.mark.parametrize("text, expected", [("90s", 90), ("9m", 540), ("1.5h", 5400)])

@@ -735,7 +735,10 @@ def test_seconds_are_those_of_steps_alone_and_checkpoints_are_so_many_apart(thre
     monkeypatch.setattr(Learner, "update", slow)
     monkeypatch.setattr(Learner, "save", kept)
     monkeypatch.setattr(
-        "cldiff.train.time", SimpleNamespace(perf_counter=lambda: clock.now, monotonic=lambda: clock.now)
+        "cldiff.train.time",
+        SimpleNamespace(
+            perf_counter=lambda: clock.now, monotonic=lambda: clock.now, process_time=lambda: clock.now / 2
+        ),
     )
     run = tiny("replay", steps=10)
     for step in train(run, three[:2], tmp_path / "run", checkpoint_seconds=25):
@@ -746,3 +749,14 @@ def test_seconds_are_those_of_steps_alone_and_checkpoints_are_so_many_apart(thre
     for step in train(run, three[:2], tmp_path / "run", checkpoint_seconds=25):
         pass
     assert step.total == 20 and step.learner.seconds["train"] == 200  # those before the break included
+    assert step.learner.seconds["train_cpu"] == 100
+
+
+def test_a_checkpoint_from_before_cpu_seconds_were_counted_does_not_begin_to_count_them(three, tmp_path):
+    """A part of them would look like a price."""
+    run = tiny("replay", steps=2)
+    learner = Learner(run, three)
+    del learner.seconds["train_cpu"]
+    learner.save(first_task_path(run, tmp_path / "run"))
+    *_, step = train(run, three, tmp_path / "run")
+    assert step.learner.seconds.keys() == {"train", "measure"} and step.learner.seconds["train"] > 0

@@ -128,18 +128,20 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
 
 
 def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame:
-    """What each label costs, the index: "time", of training, finetuning of the same seed and machine being 1, mean over
-    seeds, NaN where there is none; "passes" in a step, see Method.passes; "images" and "bytes" held, see Method.held,
-    NaN where the run did not record them. Raises ValueError for a label that no run there has."""
+    """What each label costs, the index: "time" of training, finetuning of the same seed and machine being 1, mean over
+    seeds, NaN where one of them has no such finetuning; "passes" in a step, see Method.passes; "images" and "bytes"
+    held, see Method.held, NaN where the run did not record them. Time is the CPU's, which other work on the machine
+    does not lengthen; on a GPU it is the clock's. Raises ValueError for a label that no run there has."""
     runs = []
     for result in load_results(results, dataset).values():
-        run = Run(**result["run"])
+        run, took = Run(**result["run"]), result["seconds"]
+        clock = "train" if result["machine"]["gpu"] or "train_cpu" not in took else "train_cpu"  # older runs lack it
         runs.append(
             {
                 "label": run.label,
                 "seed": run.seed,
-                "machine": str(result["machine"]),
-                "seconds": result["seconds"]["train"],
+                "machine": f"{result['machine']}, {clock}",
+                "seconds": took[clock],
                 "passes": METHODS[run.method].passes,
                 "images": result.get("held", {}).get("images"),
                 "bytes": result.get("held", {}).get("bytes"),
@@ -154,7 +156,9 @@ def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame
     alone = runs[runs.label == FINETUNING].groupby(same).seconds.mean().rename("finetuning")
     runs = runs.join(alone, on=same)
     runs["time"] = runs.seconds / runs.finetuning
-    return runs.groupby("label")[["time", "passes", "images", "bytes"]].mean().loc[labels]
+    of_label = runs.groupby("label")
+    means = of_label[["passes", "images", "bytes"]].mean()
+    return pd.concat([of_label.time.agg(lambda of: of.mean(skipna=False)), means], axis=1).loc[labels]
 
 
 def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -173,10 +177,9 @@ def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         }
     )
     note = (
-        "Time: seconds of training, finetuning's of the same seed and machine being 1; the first task, which most "
-        "share, is in it; what is done once between tasks (pools, Fisher information) is not, in runs before commit "
-        "c10d835 (`commit` in result.json; what it adds on the digits: docs/results.md); empty where finetuning did "
-        "not run on the same machine. Passes: forward passes that an image costs in a step, a backward pass counted "
-        "as two. Held: what is kept from task to task beside one network, at the end."
+        "Time: CPU seconds of training (on a GPU: seconds), finetuning's of the same seed and machine being 1; the "
+        "first task, which most share, is in it, and what is done once between tasks (pools, Fisher information); "
+        "empty where finetuning did not run on the same machine. Passes: forward passes that an image costs in a step, "
+        "a backward pass counted as two. Held: what is kept from task to task beside one network, at the end."
     )
     return table, note
