@@ -83,8 +83,9 @@ setup-cluster: $(VENV)/.installed-cluster
 # With CLUSTER its workers make the runs, and this machine draws: their first tasks and results are then files that are there.
 paper: setup $(if $(CLUSTER),setup-cluster)
 	@[ "$(JOBS)" -ge 1 ] 2>/dev/null || { echo 'error: JOBS=$(JOBS): expected an integer of at least 1' >&2; exit 1; }
+	@[ -z '$(SHARED)' ] || [ -n '$(CLUSTER)' ] || { echo 'error: SHARED=$(SHARED): expected CLUSTER= too, whose workers have that folder' >&2; exit 1; }
 	@$(BIN)/python -m cldiff plan $(PROFILE) --seeds $(SEEDS) --checkpoint $(CHECKPOINT) $(if $(CLUSTER),,--device $(DEVICE))
-	$(if $(CLUSTER),@$(BIN)/python -m cldiff run $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --cluster '$(CLUSTER)' $(if $(SHARED),--shared '$(SHARED)'))
+	$(if $(CLUSTER),@$(BIN)/python -m cldiff run $(PROFILE) --seeds $(SEEDS) --device $(DEVICE) --checkpoint $(CHECKPOINT) --cluster '$(CLUSTER)' $(if $(SHARED),--shared '$(SHARED)'))
 	@$(MAKE) --no-print-directory -j$(JOBS) targets
 
 benchmark:
@@ -95,8 +96,7 @@ TUTORIALS := $(patsubst notebooks/%,figures/tutorials/%,$(wildcard notebooks/tut
 tutorials: $(TUTORIALS)
 $(TUTORIALS): figures/tutorials/%: notebooks/% | $(VENV)/.installed
 	@echo 'make    $@'
-	@$(BIN)/python -c 'import sys; from cldiff.report.execute import execute as run; \
-	  run(*sys.argv[1:], {"widgets": False} if "widgets" in open(sys.argv[1]).read() else {})' $< $@
+	@$(BIN)/python -m cldiff execute $< $@
 
 # Below, only the make that `paper` starts: the plan lists FIRST_TASKS, RUNS, FIGURES and PAPER, and which run waits for
 # which first task. A run is made when its result is not there, whatever the times of files say; figures are drawn again
@@ -147,7 +147,7 @@ setup-bench: $(VENV)/.installed-bench
 # All cores, and the profile that fits the machine unless PROFILE is given.
 bench: setup-bench
 	env -u OMP_NUM_THREADS $(BIN)/python tests/bench.py --device $(DEVICE) $(if $(filter command environment,$(origin PROFILE)),--profile $(PROFILE))
-	$(BIN)/python -c "from cldiff.report.execute import execute; execute('notebooks/bench.ipynb', 'figures/bench/bench.ipynb', {})"
+	$(BIN)/python -m cldiff execute notebooks/bench.ipynb figures/bench/bench.ipynb
 
 # On this machine only and with a token, as Jupyter does by default.
 lab: setup

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .metrics import METRICS, frechet_distance
     from .results import load_bootstrap, load_curves, load_scores
     from .run import Run
-    from .stats import average, forgetting
+    from .stats import average, forgetting, result_matrix, summarise
     from .tasks import DATASETS, load_tasks
     from .unet import UNet
     from .work import make_run
@@ -37,6 +37,8 @@ _HOME = {
     "load_scores": "results",
     "load_tasks": "tasks",
     "make_run": "work",
+    "result_matrix": "stats",
+    "summarise": "stats",
 }
 __all__ = list(_HOME)
 

@@ -68,6 +68,16 @@ def make(words: argparse.Namespace) -> None:
     make_target(words.profile, words.target)
 
 
+def execute(words: argparse.Namespace) -> None:
+    """execute a notebook that belongs to no profile, a tutorial or the bench; its widgets are left out"""
+    from .report.execute import execute
+
+    if not words.notebook.is_file():
+        raise Problem(f"no notebook {words.notebook}: expected one of the folder notebooks")
+    still = {"widgets": False} if "widgets" in words.notebook.read_text(encoding="utf-8") else {}  # a page has none
+    execute(words.notebook, words.output, still)
+
+
 def draw(words: argparse.Namespace) -> None:
     """draw a study's tables, figures and page as far as runs are there, or an experiment's notebook; make none"""
     from .plan import draw
@@ -94,15 +104,16 @@ def run(words: argparse.Namespace) -> None:
             "them; a method of your own needs a row in cldiff/rows.py and its name in METHODS"
         )
     out, total = words.out or results_folder(words.profile), len(asked)
+    how = {"device": words.device, "data": words.data, "checkpoint_seconds": words.checkpoint}
     set_aside_damaged(asked, out, known_profile(words.profile).published and not words.out)
     if words.cluster:
         from .cluster import run_on_dask
 
-        failed = run_on_dask(words.cluster, asked, out, words.shared, device=words.device, data=words.data)
+        failed = run_on_dask(words.cluster, asked, out, words.shared, **how)
         for name, why in failed.items():
             print(f"{name}: {why}", file=sys.stderr)
     else:
-        failed = run_pending(asked, out, words.device, words.data, budget)
+        failed = run_pending(asked, out, budget, **how)
     if failed:
         raise Problem(f"{len(failed)} of {total} runs failed, as said above; the same command tries them again")
     rest = left(asked, out)
@@ -173,6 +184,8 @@ def parser() -> Parser:
         known = {
             "profile": dict(help="one that `python -m cldiff list` names"),
             "target": dict(help="a file of the plan"),
+            "notebook": dict(type=Path, help="for example notebooks/tutorial_1.ipynb"),
+            "output": dict(type=Path, help="the executed copy, for example figures/tutorials/tutorial_1.ipynb"),
             "dataset": dict(help="a name of cldiff.tasks.DATASETS"),
             "results": dict(type=Path, help="folder of results, for example results/paper-cpu"),
             "--seeds": dict(type=int, default=1, help="repetitions of each run (default 1)"),
@@ -193,7 +206,9 @@ def parser() -> Parser:
     command(plan, "profile", "--seeds", "--device", "--checkpoint")
     command(make, "profile", "target")
     command(draw, "profile")
-    command(run, "profile", "--seeds", "--only", "--device", "--budget", "--out", "--data", "--cluster", "--shared")
+    command(execute, "notebook", "output")
+    ways = ("--device", "--checkpoint", "--budget", "--out", "--data", "--cluster", "--shared")
+    command(run, "profile", "--seeds", "--only", *ways)
     command(accept, "profile")
     command(features, "dataset", "--data")
     command(verify, "results", "--only", "--device", "--data")

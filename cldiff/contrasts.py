@@ -86,8 +86,13 @@ def compared(found: pd.DataFrame, contrasts: list[Contrast]) -> pd.DataFrame:
     """Each contrast with means over the seeds that both arms have, their difference with its 95 % interval, and p of a
     paired t-test, corrected by Holm for all of them; of one seed the difference alone, the others NaN. FID, which
     differs by factors, is compared by its logarithm: its means are geometric, its difference is their ratio."""
-    rows = []
+    rows, arms = [], list(found.index.unique(0))
     for question, first, second, outcome in contrasts:
+        for asked, known in ((first, arms), (second, arms), (outcome, list(found.columns))):
+            if asked not in known:
+                raise ValueError(
+                    f"{question}: no {asked!r} among what was measured; expected one of {'; '.join(known)}"
+                )
         one, other = found.loc[first, outcome], found.loc[second, outcome]
         seeds = one.index.intersection(other.index)
         if seeds.empty:

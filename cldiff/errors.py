@@ -25,8 +25,12 @@ def located_errors() -> Iterator[None]:
     of an error than its words: it would take it for a wrong parameter."""
     try:
         yield
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError) as error:
-        if isinstance(error, Problem) or type(error).__module__.startswith("torch") or NO_MEMORY.search(str(error)):
+    except Exception as error:
+        if (
+            isinstance(error, (Problem, OSError))
+            or type(error).__module__.startswith("torch")
+            or NO_MEMORY.search(str(error))
+        ):
             raise  # it has its words, or gets them where the parameters are known
         frame = _asked(traceback.extract_tb(error.__traceback__))
         words = " ".join(str(error).split())

@@ -133,22 +133,19 @@ def load_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Split, Spli
     return splits[0], splits[1]
 
 
-def _archive(path: Path, urls: list[str], md5: str, sha256: str) -> bytes:
+def _archive(path: Path, url: str, md5: str, sha256: str) -> bytes:
     """The content of an archive, downloaded where it is missing. It is read as it is: what is unpacked beside it, and
     whether that is whole, does not matter."""
     from torchvision.datasets.utils import download_url
 
     with _to_oneself(path.parent, [path]):
-        for url in urls:
-            if path.exists():
-                break
+        if not path.exists():
             try:
                 with answered():
                     download_url(url, str(path.parent), path.name, md5)
             except Exception as error:
-                failed = type(error).__name__
-        if not path.exists():
-            raise DataError(f"{path.name} is missing: put it into {path.parent} (no download: {failed})")
+                why = type(error).__name__
+                raise DataError(f"{path.name} is missing: put it into {path.parent} (no download: {why})") from None
         content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{path} is damaged (wrong SHA-256): delete it, and run again")
@@ -162,8 +159,8 @@ def load_packed_idx(name: str, root: Path, sha256: dict[str, str]) -> tuple[Spli
     source = getattr(torchvision.datasets, name)
     found = {}
     for file, md5 in source.resources:
-        urls = [mirror + file for mirror in source.mirrors]
-        content = gzip.decompress(_archive(root / name / "raw" / file, urls, md5, sha256[file]))
+        url = source.mirrors[0] + file
+        content = gzip.decompress(_archive(root / name / "raw" / file, url, md5, sha256[file]))
         sizes = np.frombuffer(content, ">i4", content[3], offset=4)  # the fourth byte: how many sizes there are
         found[file] = torch.from_numpy(
             np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes).copy()
@@ -179,7 +176,7 @@ def load_cifar10(root: Path, sha256: dict[str, str]) -> tuple[Split, Split]:
     """CIFAR-10 from its archive for Python: 32x32 pixels, red, green and blue."""
     from torchvision.datasets import CIFAR10 as source
 
-    content = _archive(root / source.filename, [source.url], source.tgz_md5, sha256[source.filename])
+    content = _archive(root / source.filename, source.url, source.tgz_md5, sha256[source.filename])
     splits = []
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for names in (source.train_list, source.test_list):

@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import Timeout
 
 from .errors import Problem
-from .files import claim, write_atomically
+from .files import claim, locked, write_atomically
 from .run import Run
 from .study import PROFILES, known_profile, planned, results_folder, runs
 
@@ -44,8 +44,8 @@ def finished(profile: str) -> list[Run]:
 def jobs(profile: str, asked: list[Run] | None = None, device: str = "auto", checkpoint: int = 300) -> dict[str, dict]:
     """What each target of make is made from: {target: {"kind", ...}}, for the runs of a seed, or these.
 
-    kind "first_task": {run, folder}, needed by the runs that name it in "after"; kinds "run", "figure" and "paper":
-    {notebook, output, parameters}. Of runs that are there, the first task is not asked for.
+    kind "first_task": {run, folder, device, checkpoint_seconds}, needed by the runs that name it in "after"; kinds
+    "run", "figure" and "paper": {notebook, output, parameters}. Of runs that are there no first task is asked for.
     """
     from .train import CHECKPOINT, first_task_path
 
@@ -124,7 +124,11 @@ def set_aside_damaged(asked: list[Run], out: Path, published: bool) -> None:
 def write_plan(profile: str, found: dict[str, dict]) -> None:
     """results/PROFILE/jobs.json for make_target, which then need not load torch to know, and targets.mk for make."""
     folder = Path("results", profile)
-    write_atomically(folder / "jobs.json", lambda p: p.write_text(json.dumps(found, indent=1)))
+    path, every = folder / "jobs.json", found
+    with locked(folder / "locks" / "plan.lock"):  # another make may be at work by a plan of its own: its targets stay
+        with suppress(OSError, ValueError, TypeError):
+            every = {**json.loads(path.read_text()), **found}
+        write_atomically(path, lambda p: p.write_text(json.dumps(every, indent=1)))
     lines = []
     for name, kind in (("FIRST_TASKS", "first_task"), ("RUNS", "run"), ("FIGURES", "figure"), ("PAPER", "paper")):
         lines.append(f"{name} := {' '.join(t for t, job in found.items() if job['kind'] == kind)}\n")

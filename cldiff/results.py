@@ -100,6 +100,10 @@ def load_results(
     Raises ValueError for an unknown setting, ResultError if there is no such run, or if two runs of a data set differ
     in more than method, weight, options and seed: their numbers do not belong into one table.
     """
+    if not Path(results).is_dir():
+        raise ResultError(
+            f"no folder {Path(results).absolute()}: expected one of results, as results/paper-cpu in a clone"
+        )
     folders = [path.parent for path in sorted(Path(results).glob("*/result.json"))]
     try:
         found = {folder: read_result(folder) for folder in folders}
@@ -129,9 +133,10 @@ def load_results(
         other_path, other = first.setdefault(run["dataset"], (path, run))
         for key in run:
             if run[key] != other.get(key, run[key]):  # Inception may have been missing for one of them
+                one = f"ask for those of one, {key}={other[key]!r}" if key in Run.names() else "move one of them away"
                 raise ResultError(
                     f"{path.name} has {key}={run[key]}, {other_path.name} has {key}={other[key]}: "
-                    "results of different protocols; delete or move one of them"
+                    f"results of different protocols; {one}"
                 )
     return found
 

@@ -22,7 +22,7 @@ STUDY = (
     Row("generative", 1.0),
 )
 PILOT = dict(snr=1.9, power=2.0, low=0.01)  # a sigmoid about t = 200 of 1,000
-# A sweep: weight 0, and five powers of ten from this one on.
+# A sweep: finetuning, which stands for weight 0 of every method, and five powers of ten from this one on.
 _SMALLEST = {
     "l2": 1e-3,
     "replay": 1e-2,
@@ -38,13 +38,16 @@ _SMALLEST = {
     "mas": 1e-3,
     "si": 1e-2,
 }
-SWEEP = tuple(
-    Row(method, weight, PILOT if method == "timesteps" else {})
-    for method, smallest in _SMALLEST.items()
-    for weight in (0.0, *(float(f"{smallest * 10**k:.0e}") for k in range(5)))
+SWEEP = (
+    Row("finetune"),
+    *(
+        Row(method, float(f"{smallest * 10**k:.0e}"), PILOT if method == "timesteps" else {})
+        for method, smallest in _SMALLEST.items()
+        for k in range(5)
+    ),
 )
 # Two more than in a sweep of all methods: docs/protocol.md says why.
-L2_SWEEP = (Row("l2", 1e-5), Row("l2", 1e-4), *(row for row in SWEEP if row.method == "l2"))
+L2_SWEEP = (Row("finetune"), Row("l2", 1e-5), Row("l2", 1e-4), *(row for row in SWEEP if row.method == "l2"))
 # The field's methods, each with the weight that a sweep chose, beside the study's rows.
 BENCHMARK = (
     *STUDY,

@@ -46,8 +46,14 @@ def result_matrix(scores: pd.DataFrame, metric: str, split: str | None = None, e
         & (scores.split.isna() if split is None else scores.split == split)
         & (scores.extractor.isna() | (scores.extractor == extractor))
     ]
-    if rows.empty or rows.duplicated(["after_task", "eval_task"]).any():
-        raise ValueError(f"no {metric} ({split}) of one run among these scores")
+    if rows.empty:
+        known = scores[scores.metric == metric][["split", "extractor"]].drop_duplicates().to_numpy().tolist()
+        raise ValueError(
+            f"no {metric} with split={split!r}, extractor={extractor!r} among these scores: expected one of "
+            f"{known or sorted(scores.metric.unique())}"
+        )
+    if rows.duplicated(["after_task", "eval_task"]).any():
+        raise ValueError(f"{metric} of several runs among these scores: expected those of one")
     matrix = np.full((int(rows.after_task.max()),) * 2, np.nan)
     matrix[rows.after_task.astype(int) - 1, rows.eval_task.astype(int) - 1] = rows.value
     return matrix
@@ -61,8 +67,11 @@ def sign(metric: str) -> int:
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     """A row for each run and headline metric that was measured: its average, its mean over tasks right after each was
     learned, and its forgetting, which of a metric of which more is better counts what was lost, so that positive means
-    worse for all. Raises ValueError for two runs of one label and seed, or of one label and two weights."""
+    worse for all. Raises ValueError for two data sets, two runs of one label and seed, or of one label and two
+    weights."""
     rows = []
+    if "dataset" in scores and scores.dataset.nunique() > 1:
+        raise ValueError(f"scores of {' and '.join(scores.dataset.unique())}: expected those of one data set")
     runs = scores[["run", "label", "seed", "weight"]].drop_duplicates()
     for found, same in ((runs, ["label", "seed"]), (runs.drop_duplicates(["label", "weight"]), "label")):
         for _, twins in found[found.duplicated(same, keep=False)].groupby(same, sort=False):
@@ -179,8 +188,11 @@ def compare(
 
 
 def sweep_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """What a sweep is judged by, one row for each method, weight and seed: FID and KID against validation images."""
-    rows = []
+    """What a sweep is judged by, one row for each method, weight and seed: FID and KID against validation images.
+    Finetuning stands for weight 0 of every method."""
+    rows, alone = [], scores[scores.method == "finetune"]
+    methods = scores[scores.weight.notna()].method.unique()
+    scores = pd.concat([scores, *(alone.assign(method=method, weight=0.0) for method in methods)])
     for (method, weight, seed), run in scores.groupby(["method", "weight", "seed"]):
         fid, kid = (result_matrix(run, metric, "validation") for metric in ("fid", "kid"))
         rows.append(

@@ -206,12 +206,12 @@ def save_unet(path: Path, net: nn.Module, arguments: dict) -> None:
     save_tensors(path, {"arguments": arguments, "parameters": {name: p.half() for name, p in net.state_dict().items()}})
 
 
-def load_unet(path: Path | str, device: str | torch.device = "cpu") -> UNet:
+def load_unet(path: Path | str) -> UNet:
     """What save_unet wrote of a U-Net, for evaluation. Raises ValueError if the file is damaged, Problem if it holds
     something else."""
-    saved = load_tensors(Path(path), device)
+    saved = load_tensors(Path(path))
     try:
-        net = UNet(**saved["arguments"]).to(device, memory_format=torch.channels_last)
+        net = UNet(**saved["arguments"]).to(memory_format=torch.channels_last)
         net.load_state_dict(saved["parameters"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise foreign(Path(path), error) from None

@@ -107,8 +107,9 @@ def make_run(
         return True
 
 
-def run_pending(runs: list[Run], out: Path, device: str, data: str, budget: float = math.inf) -> dict[str, str]:
-    """Makes the runs that are not in `out`, one after the other.
+def run_pending(runs: list[Run], out: Path, budget: float = math.inf, **words) -> dict[str, str]:
+    """Makes the runs that are not in `out`, one after the other. words: device, data and checkpoint_seconds of
+    make_run.
 
     Stops before `budget` seconds are over, but for what a task begins with (pools, importances), with a checkpoint to
     continue from. Returns the one-line error of each run that failed in training, by name: the others go on. Runs that
@@ -138,7 +139,7 @@ def run_pending(runs: list[Run], out: Path, device: str, data: str, budget: floa
             stopped = made = False
             try:
                 with progress_bar(f"{run.dataset}, {run.label}") as progress:
-                    made = make_run(run, out / run.name, data, device, stop=over, progress=progress, wait=False)
+                    made = make_run(run, out / run.name, stop=over, progress=progress, wait=False, **words)
             except TrainingError as error:
                 failed[run.name] = str(error)
                 print(f"{run.name}: {error}", file=sys.stderr)

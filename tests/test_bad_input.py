@@ -101,7 +101,9 @@ WORDS = [  # of python -m cldiff
     ),
     (["list", "smoke", "--budget", "9m"], "unrecognized arguments: --budget 9m"),
     (["accept", "smoke"], "'smoke' is no sweep; known: digits-sweep, fashion_mnist-sweep, "),
-    (["accept", "digits-sweep"], "results/digits-sweep lacks 78 of the trials, digits-l2-w0-s0-"),
+    (["accept", "digits-sweep"], "results/digits-sweep lacks 66 of the trials, digits-finetune-s0-"),
+    (["run", "smoke", "--checkpoint", "-1"], "checkpoint_seconds=-1: expected a number of at least 0"),
+    (["execute", "none.ipynb", "out.ipynb"], "no notebook none.ipynb: expected one of the folder notebooks"),
     (["features", "own"], f"unknown data set 'own'; known: {', '.join(DATASETS)}"),
     (["verify", "none"], "none: no such folder; expected one of results"),
     (["make", "smoke", "target"], "results/smoke/jobs.json is missing: `python -m cldiff plan smoke` writes it"),
@@ -213,7 +215,7 @@ def test_any_parameters_of_a_notebook_are_taken_or_refused_in_one_line(parameter
 def test_any_words_are_a_list_of_runs_or_one_line(words, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["cldiff", *words])
-    monkeypatch.setattr(work, "run_pending", lambda *_: {})
+    monkeypatch.setattr(work, "run_pending", lambda *_, **__: {})
     try:
         __main__.main()
     except SystemExit as stop:

@@ -100,6 +100,13 @@ def test_no_common_seed_is_one_line():
         compared(found, [Contrast("a", "one", "two", "fid")])
 
 
+@pytest.mark.parametrize("words", [("late", "two", "fid"), ("one", "late", "fid"), ("one", "two", "late")])
+def test_an_arm_or_outcome_that_is_not_there_is_named(words):
+    found = arms(one={"fid": [2.0, 8.0, 3.0]}, two={"fid": [1.0, 2.0, 2.0]})
+    with pytest.raises(ValueError, match="^a: no 'late' among what was measured; expected one of (one; two|fid)$"):
+        compared(found, [Contrast("a", *words)])
+
+
 def test_outcomes_are_those_after_the_last_task_on_the_images_they_say():
     """Each metric is 0 for task 1 when learned, 10 of its own units at the end, where task 2 is 40."""
     rows = []

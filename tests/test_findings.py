@@ -11,6 +11,7 @@ from cldiff.evidence import FINETUNING, GENERATIVE, L2, LIGHT, REPLAY, STUDIED, 
 from cldiff.findings import FINDINGS, Finding, findings_table
 from cldiff.rows import STUDY
 from cldiff.stats import Difference
+from cldiff.study import labels_of
 
 SEVERAL = Path(__file__).parents[1] / "results" / "benchmark-digits"  # with three seeds
 SEEDS = 3
@@ -340,3 +341,8 @@ def test_a_finding_is_asked_where_the_rows_that_it_compares_are_there_and_answer
     pd.testing.assert_frame_equal(part, whole)
     missing = [label for label in STUDIED if label not in there]
     assert f"Not run yet: {'; '.join(missing)}. A finding holds" in note if missing else "Not run yet" not in note
+
+
+def test_the_findings_ask_about_the_rows_of_the_study():
+    """Another row in STUDY, which docs/extending.md proposes, is none of theirs."""
+    assert STUDIED == labels_of(STUDY)

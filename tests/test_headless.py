@@ -40,7 +40,7 @@ def two(monkeypatch):
 
 def pending(asked: list, out: Path, budget: float = math.inf) -> int:
     """run_pending() of runs that do not fail: how many are left."""
-    assert run_pending(asked, out, "cpu", "data", budget) == {}
+    assert run_pending(asked, out, budget, device="cpu") == {}
     return work.left(asked, out)
 
 
@@ -58,14 +58,14 @@ def test_a_budget_is_kept_and_the_runs_are_continued_to_the_same_results(two, tm
 
 def test_a_run_that_fails_in_training_is_named_and_the_others_go_on(two, tmp_path, capsys):
     wild = tiny("replay", weight=1e30, steps=2)
-    failed = run_pending([wild, *two], tmp_path, "cpu", "data")
+    failed = run_pending([wild, *two], tmp_path, device="cpu")
     assert list(failed) == [wild.name] and "no longer finite at step" in failed[wild.name]
     assert capsys.readouterr().err.count(f"{wild.name}: {failed[wild.name]}\n") == 1
     assert [(tmp_path / run.name / "result.json").exists() for run in (wild, *two)] == [False, True, True]
 
 
 def test_a_run_that_fails_in_training_makes_the_command_fail(monkeypatch, tmp_path):
-    monkeypatch.setattr(work, "run_pending", lambda *_: {"one": "no number"})
+    monkeypatch.setattr(work, "run_pending", lambda *_, **__: {"one": "no number"})
     monkeypatch.setattr(sys, "argv", command(tmp_path)[2:])
     with pytest.raises(
         SystemExit, match="^error: 1 of 5 runs failed, as said above; the same command tries them again$"
@@ -94,7 +94,7 @@ def test_an_error_that_somebody_keeps_holds_no_first_task(two, tmp_path):
 
 
 def test_what_a_kill_left_of_a_finished_run_or_first_task_is_removed(two, tmp_path):
-    run_pending(two[:1], tmp_path, "cpu", "data")
+    run_pending(two[:1], tmp_path, device="cpu")
     folder, first = tmp_path / two[0].name, first_task_path(two[0], tmp_path / two[0].name)
     left = [folder / "checkpoint.pt", folder / "checkpoint.before.pt"]
     begun = [first.with_suffix(".begun.pt"), first.with_suffix(".begun.before.pt")]
@@ -197,7 +197,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(monkeypatch, tmp_path):
     monkeypatch.setattr("cldiff.work.make_run", measuring_takes_minutes)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
-        run_pending(runs("smoke"), tmp_path, "cpu", "data")
+        run_pending(runs("smoke"), tmp_path, device="cpu")
     assert seen == ["first"]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 

@@ -460,6 +460,28 @@ def test_the_metric_of_the_docs_is_measured(monkeypatch, three):
     ]
 
 
+def test_a_metric_of_kept_images_in_the_tables_is_resampled_too(monkeypatch, three, tmp_path):
+    """Half of the samples are bright, all are far from the buffer: of a resample a share about that."""
+    share = metrics.AgainstKept(
+        "bright", 2, lambda samples, kept: (samples[:, 0, 0, 0] > 9).double().mean().item(), headline=True
+    )
+    monkeypatch.setitem(metrics.METRICS, "bright", share)
+    monkeypatch.setattr(stats, "HEADLINES", metrics.metrics_of(metrics.Metric, headline=True))
+    for method in ("finetune", "replay"):
+        run = tiny(method, steps=2)
+        measure = Measurer(run, three)
+        for step in train(run, three):
+            measure(step)
+        measure.save(tmp_path / run.name, step.learner)
+    scores, bootstrap = load_scores(tmp_path), load_bootstrap(tmp_path)
+    summary, replicates = stats.summarise(scores), stats.summarise_replicates(bootstrap)
+    found = replicates[(replicates.metric == "bright") & (replicates.label == "Finetuning")].average
+    assert len(found) == metrics.REPLICATES and found.nunique() > 9
+    mean = summary[(summary.metric == "bright") & (summary.label == "Finetuning")].average.item()
+    assert found.mean() == pytest.approx(mean, abs=0.1) and 0 < mean < 1
+    stats.compare(summary, replicates, *scores.label.unique(), "bright", "forgetting")
+
+
 def test_a_metric_is_one_entry(monkeypatch, three, tmp_path):
     monkeypatch.setitem(
         metrics.METRICS,

@@ -316,16 +316,26 @@ def test_result_matrix_has_a_row_after_each_task_and_a_column_by_task(metric, sp
 
 
 @pytest.mark.parametrize(
-    "table, metric, split",
+    "table, metric, split, words",
     [
-        (scores(), "fid", None),
-        (scores(), "kid", "train"),
-        (pd.concat([scores(), scores("b")]), "fid", "train"),
+        (
+            scores(),
+            "fid",
+            None,
+            r"^no fid with split=None, extractor='lenet' .*: expected one of \[\['train', 'lenet'\]",
+        ),
+        (scores(), "kid", "train", r"^no kid with split='train', .*: expected one of \[.*'fid'"),
+        (pd.concat([scores(), scores("b")]), "fid", "train", "^fid of several runs among these scores"),
     ],
 )
-def test_result_matrix_of_no_run_or_of_two_is_refused(table, metric, split):
-    with pytest.raises(ValueError, match=f"no {metric}"):
+def test_result_matrix_of_no_run_or_of_two_is_refused(table, metric, split, words):
+    with pytest.raises(ValueError, match=words):
         stats.result_matrix(table, metric, split)
+
+
+def test_two_data_sets_are_no_summary():
+    with pytest.raises(ValueError, match="^scores of mnist and digits: expected those of one data set$"):
+        stats.summarise(pd.concat([scores().assign(dataset=name) for name in ("mnist", "digits")]))
 
 
 def test_summary_has_average_what_was_learned_and_forgetting_of_each_metric():

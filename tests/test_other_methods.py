@@ -365,6 +365,8 @@ def test_distillation_with_rank_1_ewc_is_the_sum_of_both(three):
     assert all(torch.equal(getattr(ours, f.name), getattr(theirs, f.name)) for f in dataclasses.fields(ours))
     assert distilled.method.penalty(distilled) is None and held.method.batch(held, current) is current
     assert torch.equal(pair.method.penalty(pair), held.method.penalty(held)) and pair.method.penalty(pair) > 0
+    none = at_task(tiny("rank1_distillation", weight=40.0, options={**few, "distillation": 0.0}), three, 2)
+    assert none.method.state.keys() == held.method.state.keys()  # no pools are drawn, no teacher is kept
     weaker = at_task(tiny("rank1_distillation", options={**few, "distillation": 0.5}), three, 2)
     n = len(current.t)
     assert torch.equal(weaker.method.batch(weaker, current).share[n:], 0.5 * ours.share[n:])

@@ -138,6 +138,16 @@ def test_what_is_printed_links_to_no_file_beside_the_page(tmp_path, monkeypatch)
     assert "table, <a" in printed[0] and (tmp_path / "book.html").read_text() == page(tmp_path / "book.ipynb")
 
 
+def test_a_page_that_changes_without_being_printed_leaves_no_pdf_of_the_one_before(tmp_path, monkeypatch):
+    target, pdf = tmp_path / "book.html", tmp_path / "book.pdf"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    for text, left in (("# T", False), ("# T", True), ("# U", False)):  # new, the same again, another
+        nbformat.write(new_notebook(cells=[new_markdown_cell(text)]), tmp_path / "book.ipynb")
+        pdf.write_text("printed")
+        write_page(tmp_path / "book.ipynb", target)
+        assert pdf.exists() == left
+
+
 @pytest.mark.slow
 def test_same_notebook_same_page(notebook, tmp_path):
     for name in ("one", "two"):

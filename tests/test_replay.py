@@ -13,7 +13,7 @@ from conftest import copied, same, tiny, weights_after_tasks
 from test_methods import at_task, pixels, prepared, replayed
 
 from cldiff.diffusion import Diffusion
-from cldiff.methods.timesteps import WEIGHTINGS, TimestepReplay
+from cldiff.methods.timesteps import READ, WEIGHTINGS, TimestepReplay
 from cldiff.train import train
 
 
@@ -107,7 +107,7 @@ BY_HAND = [  # options, the shape at timestep t before it is brought to mean 1
 
 
 def test_every_weighting_is_computed_by_hand_below():
-    assert {options.get("weighting", "sigmoid") for options, _ in BY_HAND} == set(WEIGHTINGS)
+    assert {options.get("weighting", "sigmoid") for options, _ in BY_HAND} == set(WEIGHTINGS) == set(READ)
 
 
 @pytest.mark.parametrize("options, by_hand", BY_HAND, ids=[str(options) for options, _ in BY_HAND])
@@ -134,6 +134,17 @@ def test_replayed_images_weigh_by_the_shape_at_equal_mean(options, by_hand, thre
         ),
         ("timesteps", {"snr": 1e-9}, "snr=1e-09: expected 0.0001 .. 1000"),
         ("timesteps", {"on": "current", "drawn": True}, "drawn=True: expected on='replay', as the timesteps of the "),
+        (
+            "timesteps",
+            {"at": 700},
+            "at=700: the sigmoid has none; expected options of its own (mirrored, low, snr, power)",
+        ),
+        ("timesteps", {"weighting": "power", "snr": 2.0}, "snr=2.0: the power has none; expected options of its own ("),
+        (
+            "timesteps",
+            {"weighting": "constant", "low": 0.1},
+            "low=0.1: the constant has none; expected options of its own (none)",
+        ),
         ("distilled", {"until": 1001}, "until=1001: expected at most timesteps=1000"),
     ],
 )

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 from cldiff import DATASETS, METHODS, Run, __main__, load_curves, load_scores, results, study
 from cldiff.errors import Problem
 from cldiff.files import write_atomically
-from cldiff.plan import draw, jobs
+from cldiff.plan import draw, jobs, write_plan
 from cldiff.profiles import FIGURES
 from cldiff.report.plots import ORDER
 from cldiff.results import COLUMNS, CURVES, FILES, ResultError, load_bootstrap, read_result, save_result
@@ -359,13 +360,15 @@ def test_compiled_runs_are_not_mixed_with_those_from_before_there_were_any(tmp_p
 def test_results_of_different_extractors_or_data_are_not_mixed(what, tmp_path):
     finish(tmp_path, SMOKE[0])
     finish(tmp_path, SMOKE[1], **{what: "z"})
-    with pytest.raises(ResultError, match=f"SHA-256 of {what}"):
+    with pytest.raises(ResultError, match=f"SHA-256 of {what}.*; move one of them away$"):
         load_scores(tmp_path)
 
 
 def test_no_results_is_an_error(tmp_path):
     with pytest.raises(ResultError, match="no finished run on mnist"):
         load_scores(tmp_path, "mnist")
+    with pytest.raises(ResultError, match=f"^no folder {tmp_path}/none: expected one of results"):
+        load_scores(tmp_path / "none")
 
 
 def test_runs_of_several_settings_are_read_one_setting_at_a_time(tmp_path):
@@ -379,7 +382,9 @@ def test_runs_of_several_settings_are_read_one_setting_at_a_time(tmp_path):
     assert set(load_scores(tmp_path, "digits", buffer=3, multipliers=list(many.multipliers)).run) == {
         many.name
     }  # as profiles have it
-    with pytest.raises(ResultError, match="buffer=2.*buffer=3|buffer=3.*buffer=2"):
+    with pytest.raises(
+        ResultError, match="(buffer=2.*buffer=3|buffer=3.*buffer=2).*; ask for those of one, buffer=[23]$"
+    ):
         load_scores(tmp_path)
     with pytest.raises(ResultError, match="no finished run on digits with buffer=4 in"):
         load_scores(tmp_path, "digits", buffer=4)
@@ -419,7 +424,8 @@ def test_l2_takes_the_weight_that_the_sweep_chose(monkeypatch):
 
     monkeypatch.setattr(study, "chosen", lambda *words: {("digits-sweep", "digits", "l2"): 0.25}[words])
     assert weights("digits") == [0.25] and weights("smoke") == [1.0]
-    assert weights("digits-sweep") == [0.0, 0.001, 0.01, 0.1, 1.0, 10.0]
+    assert weights("digits-sweep") == [0.001, 0.01, 0.1, 1.0, 10.0]
+    assert [run.method for run in runs("digits-sweep")].count("finetune") == 1  # weight 0 of every method
 
 
 def test_a_row_without_weight_and_trials_says_what_to_give_it():
@@ -482,10 +488,11 @@ def sweep(fid: dict) -> pd.DataFrame:
 def test_the_rule_of_a_sweep_is_the_lowest_fid_on_validation_images_and_of_equals_the_smallest_weight(
     monkeypatch, tmp_path
 ):
-    scores = sweep({("l2", 0.0): 9.0, ("l2", 0.1): 3.0, ("l2", 1.0): 3.0, ("replay", 0.0): 9.0, ("replay", 10.0): 2.0})
+    scores = sweep(
+        {("finetune", math.nan): 1.0, ("l2", 0.1): 3.0, ("l2", 1.0): 3.0, ("replay", 1.0): 9.0, ("replay", 10.0): 2.0}
+    )
     found = best_weights(scores)
     assert found == {"l2": 0.1, "replay": 10.0}
-    assert best_weights(sweep({("l2", 0.0): 1.0, ("l2", 0.1): 3.0})) == {"l2": 0.1}  # without is no weight
     monkeypatch.setattr(study, "CHOSEN", tmp_path / "chosen.json")
     (tmp_path / "chosen.json").write_text('{"other": {"mnist": {"l2": 5.0}}}')
     study.keep_chosen("paper-cpu-sweep", "mnist", found)
@@ -498,6 +505,13 @@ def test_a_sweep_is_judged_by_means_over_seeds_and_shows_kid_beside_fid():
     assert best_weights(scores) == {"l2": 1.0}
     scores.loc[scores.metric == "kid", "value"] = 0.5
     assert set(sweep_table(scores)["average KID"]) == {0.5}
+
+
+def test_finetuning_is_weight_0_of_every_method_of_a_sweep():
+    scores = sweep({("l2", 0.1): 3.0, ("mas", 1.0): 4.0, ("finetune", math.nan): 9.0})
+    found = sweep_table(scores).set_index(["method", "weight"])["average FID"].to_dict()
+    assert found == {("l2", 0.0): 9.0, ("l2", 0.1): 3.0, ("mas", 0.0): 9.0, ("mas", 1.0): 4.0}
+    assert best_weights(scores) == {"l2": 0.1, "mas": 1.0}
 
 
 def test_the_label_of_a_row_whose_weight_a_sweep_chose_is_asked_of_its_profile():
@@ -570,6 +584,18 @@ def test_an_experiment_is_drawn_where_every_row_is_there(monkeypatch, tmp_path):
         Problem, match=f"^results/orders lacks 1 of 9 runs, {lost} first, and the notebook needs every row"
     ):
         draw("orders")
+
+
+def test_another_plan_leaves_its_targets_to_a_make_that_is_at_work(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    two, one = (jobs("smoke", planned("smoke", seeds)) for seeds in (2, 1))
+    for found in (two, one):
+        write_plan("smoke", found)
+    kept = json.loads(Path("results/smoke/jobs.json").read_text())
+    assert kept.keys() == two.keys() > one.keys()
+    assert sorted(Path("results/smoke/targets.mk").read_text().split("RUNS := ")[1].split("\n")[0].split()) == sorted(
+        target for target, job in one.items() if job["kind"] == "run"
+    )
 
 
 def test_what_is_drawn_can_be_read(monkeypatch, tmp_path):

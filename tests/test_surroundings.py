@@ -355,7 +355,7 @@ def test_a_damaged_result_is_no_run_that_is_there(profile, only, tmp_path, monke
     """Of a published profile too, in a folder of one's own."""
     (name,) = (finish(tmp_path, run).name for run in runs(profile, only=only))
     (tmp_path / name / "scores.csv").write_text("cut")
-    monkeypatch.setattr(work, "run_pending", lambda *_: {})
+    monkeypatch.setattr(work, "run_pending", lambda *_, **__: {})
     words = ["cldiff", "run", profile, "--only", only, "--device", "cpu", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", words)
     main()

@@ -31,8 +31,9 @@ class Rank1Distillation(Rank1EWC):
 
     def start_task(self, learner: Learner) -> None:
         super().start_task(learner)
-        self.distillation.start_task(learner)
-        self.state |= self.distillation.state
+        if self.distillation.weight:
+            self.distillation.start_task(learner)
+            self.state |= self.distillation.state
 
     def batch(self, learner: Learner, current: Batch) -> Batch:
         if self.distillation.weight == 0:

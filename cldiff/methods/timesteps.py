@@ -43,6 +43,13 @@ def hump(own: TimestepReplay.Options, t: Tensor, snr: Tensor) -> Tensor:
 
 
 WEIGHTINGS = {shape.__name__: shape for shape in (constant, step, power, sigmoid, hump)}
+READ = {  # the options that change a shape
+    "constant": (),
+    "step": ("mirrored", "low", "at"),
+    "power": ("mirrored", "low", "power"),
+    "sigmoid": ("mirrored", "low", "snr", "power"),
+    "hump": ("mirrored", "low", "snr", "power"),
+}
 
 
 class TimestepReplay(Replay):
@@ -64,8 +71,15 @@ class TimestepReplay(Replay):
 
     @staticmethod
     def check(options: Options, timesteps: int) -> None:
+        shape = options.weighting
+        for name in dict.fromkeys(sum(READ.values(), ())):
+            if name not in READ[shape] and getattr(options, name) != getattr(TimestepReplay.Options(), name):
+                raise ValueError(
+                    f"{name}={getattr(options, name)}: the {shape} has none; expected options of its own "
+                    f"({', '.join(READ[shape]) or 'none'}), or another weighting"
+                )
         first, last = (1, timesteps) if options.mirrored else (0, timesteps - 1)
-        if options.weighting == "step" and not first <= options.at <= last:
+        if shape == "step" and not first <= options.at <= last:
             raise ValueError(f"at={options.at}: expected {first} .. {last}, as timesteps={timesteps}")
         if options.drawn and options.on == "current":
             raise ValueError(

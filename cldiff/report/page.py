@@ -153,7 +153,10 @@ def write_page(notebook: Path, target: Path) -> None:
     with TemporaryDirectory(prefix="cldiff-", ignore_cleanup_errors=True) as folder:
         plain, printed = Path(folder, "page.html"), Path(folder, "page.pdf")
         plain.write_text(re.sub(BESIDE, r"\1", text, flags=re.S), encoding="utf-8")
+        pdf = target.with_suffix(".pdf")
         if chromium and print_pdf(plain, printed, chromium):
-            write_atomically(target.with_suffix(".pdf"), lambda path: shutil.copyfile(printed, path))
+            write_atomically(pdf, lambda path: shutil.copyfile(printed, path))
+        elif not target.exists() or target.read_text(encoding="utf-8") != text:
+            pdf.unlink(missing_ok=True)  # it is another page's
         # Last: where it is, its PDF was tried.
         write_atomically(target, partial(Path.write_text, data=text, encoding="utf-8"))
