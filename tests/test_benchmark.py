@@ -54,6 +54,9 @@ def test_the_leaderboard_is_ordered_by_fid_and_marks_what_noise_cannot_tell_from
     last = test[(test.after_task == test.after_task.max()) & (test.label == "Best")]
     newest = last[last.eval_task == last.eval_task.max()].value.mean()
     assert table.loc["Best", "avg FID, test ↓"].split()[0] == f"{last.value.mean():.1f}"
+    learned = test[(test.after_task == test.eval_task) & (test.label == "Best")]
+    old = [of[of.eval_task < of.eval_task.max()].value.mean() for of in (last, learned)]
+    assert table.loc["Best", "forgetting FID, test ↓"].split()[0].replace("−", "-") == f"{old[0] - old[1]:.1f}"
     assert table.loc["Best", "FID, newest task, test ↓"].split()[0] == f"{newest:.1f}"
     assert "‡" not in note
     table, note = leaderboard(scores, curves, bootstrap, apart=["Best"])  # of another machine

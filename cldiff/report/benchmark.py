@@ -37,27 +37,25 @@ def leaderboard(
         }
     )
     for metric in ("fid", "bpd", "accuracy"):
-        m = HEADLINES[metric]
-        for kind in ("average", "forgetting"):
-            split = ", train" if metric == "fid" else ""
-            title = f"{'avg' if kind == 'average' else 'forgetting'} {m.title}{split} {'↑' if m.higher else '↓'}"
-            means = summary[summary.metric == metric].groupby("label")[kind]
-            if kind == "forgetting":
-                table[title.replace("↑", "↓")] = [mean_and_error(means.get_group(name), m.digits) for name in labels]
-                continue
-            best = next(name for name in ranking(summary, metric) if name in paired)
-            beyond = {
-                (name, other): compare(summary, replicates, name, other, metric, kind).beyond_noise
-                for name in paired
-                for other in {best, FINETUNING} & set(paired)
-            }
-            table[title] = [
-                ("{}" if beyond.get((name, best), True) else "**{}**").format(
-                    mean_and_error(means.get_group(name), m.digits)
-                )
-                + ("" if beyond.get((name, FINETUNING), True) or name == FINETUNING else " °")
-                for name in labels
-            ]
+        m, means = HEADLINES[metric], summary[summary.metric == metric].groupby("label")
+        best = next(name for name in ranking(summary, metric) if name in paired)
+        beyond = {
+            (name, other): compare(summary, replicates, name, other, metric, "average").beyond_noise
+            for name in paired
+            for other in {best, FINETUNING} & set(paired)
+        }
+        table[f"avg {m.title}{', train' * (metric == 'fid')} {'↑' if m.higher else '↓'}"] = [
+            ("{}" if beyond.get((name, best), True) else "**{}**").format(
+                mean_and_error(means.get_group(name).average, m.digits)
+            )
+            + ("" if beyond.get((name, FINETUNING), True) or name == FINETUNING else " °")
+            for name in labels
+        ]
+        # Of test images, as in other tables; what is marked is of those that the bootstrap has, of training.
+        lost = of_label.forgetting if metric == "fid" else means.forgetting
+        table[f"forgetting {m.title}{', test' * (metric == 'fid')} ↓"] = [
+            mean_and_error(lost.get_group(name), m.digits) for name in labels
+        ]
     table["recall ↑"] = [mean_and_error(of_label.recall.get_group(name), 2) for name in labels]
     table["FID, newest task, test ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
     bound = scores[scores.metric == "bpd"]
