@@ -208,7 +208,7 @@ def differences_table(scores: pd.DataFrame, bootstrap: pd.DataFrame) -> tuple[pd
     for one, other in combinations(present(summary.label), 2):
         row = {"first": one, "second": other}
         for metric in ("fid", "bpd"):
-            title, digits = METRICS[metric].title, METRICS[metric].digits
+            title, digits = METRICS[metric].title, METRICS[metric].digits + (metric == "bpd")  # narrow: paired
             for kind in ("average", "forgetting"):
                 d = compare(summary, replicates, one, other, metric, kind)
                 row[f"{'avg' if kind == 'average' else kind} {title}"] = (
