@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
+from . import __version__
 from .errors import Problem, one_line_a_minute
 
 
@@ -174,6 +175,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     top = Parser(prog="python -m cldiff", description=__doc__)
+    top.add_argument("--version", action="version", version=__version__)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def command(function, *arguments: str) -> Parser:

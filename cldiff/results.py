@@ -91,6 +91,15 @@ def find_start(run: Run, folder: Path) -> bytes | None:
     raise ResultError(damage[0])
 
 
+def run_folders(results: str | Path) -> list[Path]:
+    """Those of finished runs in a folder of results. Raises ResultError where there is no such folder."""
+    if not Path(results).is_dir():
+        raise ResultError(
+            f"no folder {Path(results).absolute()}: expected one of results, as results/paper-cpu in a clone"
+        )
+    return [path.parent for path in sorted(Path(results).glob("*/result.json"))]
+
+
 def load_results(
     results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None, **settings
 ) -> dict[Path, dict]:
@@ -100,11 +109,7 @@ def load_results(
     Raises ValueError for an unknown setting, ResultError if there is no such run, or if two runs of a data set differ
     in more than method, weight, options and seed: their numbers do not belong into one table.
     """
-    if not Path(results).is_dir():
-        raise ResultError(
-            f"no folder {Path(results).absolute()}: expected one of results, as results/paper-cpu in a clone"
-        )
-    folders = [path.parent for path in sorted(Path(results).glob("*/result.json"))]
+    folders = run_folders(results)
     try:
         found = {folder: read_result(folder) for folder in folders}
     except ResultError as error:
