@@ -115,9 +115,9 @@ def run(words: argparse.Namespace) -> None:
             print(f"{name}: {why}", file=sys.stderr)
     else:
         failed = run_pending(asked, out, budget, **how)
-    if failed:
-        raise Problem(f"{len(failed)} of {total} runs failed, as said above; the same command tries them again")
     rest = left(asked, out)
+    if failed:
+        raise Problem(f"{len(failed)} of {total} runs failed, as said above, {rest - len(failed)} more are left")
     print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else f", results are in {out}"))
 
 

@@ -81,7 +81,7 @@ class DaskWorkers(Workers):
 
     def submit(self, function: Callable, run: Run, asked: dict, shared: str | None, words: dict, more: object):
         name = run.first_task_name if function is first_task else run.name
-        key = f"{function.__name__}-{name}-{words['device']}"  # one task for all clients that ask for it
+        key = f"{function.__name__}-{name}-{words.get('device')}"  # one task for all clients that ask for it
         task = function, dataclasses.asdict(run), asked, shared, words, more
         return self.pool.submit(*task, key=key, resources=self.resources)
 
@@ -104,7 +104,7 @@ class DaskWorkers(Workers):
 
 
 def run_all(
-    pool, runs: list[Run], out: str | Path, shared: Path | None = None, make: Callable = whole_run, **words: str
+    pool, runs: list[Run], out: str | Path, shared: Path | None = None, make: Callable = whole_run, **words
 ) -> dict[str, str]:
     """Makes the runs that are not in the folder `out` on the workers of a pool, and writes there what comes back.
 
@@ -218,7 +218,7 @@ def _keep_first(path: Path, content: object) -> None:
         write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
-def run_on_dask(address: str, runs: list[Run], out: Path, shared: Path | None = None, **words: str) -> dict[str, str]:
+def run_on_dask(address: str, runs: list[Run], out: Path, shared: Path | None = None, **words) -> dict[str, str]:
     """run_all() on the cluster of the scheduler at this address, or, where it is "local", on one of this machine."""
     try:
         from distributed import Client, Security

@@ -144,8 +144,9 @@ def _archive(path: Path, url: str, md5: str, sha256: str) -> bytes:
                 with answered():
                     download_url(url, str(path.parent), path.name, md5)
             except Exception as error:
-                why = type(error).__name__
-                raise DataError(f"{path.name} is missing: put it into {path.parent} (no download: {why})") from None
+                if not path.exists():  # else it is not whole, which its SHA-256 says
+                    why = type(error).__name__
+                    raise DataError(f"{path.name} is missing: put it into {path.parent} (no download: {why})") from None
         content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
         raise DataError(f"{path} is damaged (wrong SHA-256): delete it, and run again")

@@ -25,7 +25,8 @@ def finished(profile: str) -> list[Run]:
     from .results import ResultError, read_result, run_folders
 
     p, folder = known_profile(profile), results_folder(profile)
-    found = [Run(**read_result(path)["run"]) for path in run_folders(folder)]
+    there = run_folders(folder) if folder.is_dir() or not folder.parent.is_dir() else []  # in a clone, or elsewhere
+    found = [Run(**read_result(path)["run"]) for path in there]
     if not p.has_paper:
         there = {run.name for run in found}
         asked = runs(profile)
@@ -125,7 +126,7 @@ def write_plan(profile: str, found: dict[str, dict]) -> None:
     """results/PROFILE/jobs.json for make_target, which then need not load torch to know, and targets.mk for make."""
     folder = Path("results", profile)
     path, every = folder / "jobs.json", found
-    with locked(folder / "locks" / "plan.lock"):  # another make may be at work by a plan of its own: its targets stay
+    with locked(folder / "locks" / "plan.lock"):  # a make that is at work by an earlier plan finds its targets
         with suppress(OSError, ValueError, TypeError):
             every = {**json.loads(path.read_text()), **found}
         write_atomically(path, lambda p: p.write_text(json.dumps(every, indent=1)))
@@ -181,7 +182,7 @@ def choices(sweep: str) -> dict[str, dict[str, float]]:
 
     if sweep not in (sweeps := {p.sweep for p in PROFILES.values() if p.sweep}):
         raise ValueError(f"{sweep!r} is no sweep; known: {', '.join(sorted(sweeps))}")
-    folder, asked = results_folder(sweep), runs(sweep)
+    folder, asked = results_folder(sweep), [run for run in runs(sweep) if run.weight]  # finetuning is no trial
     there = [run for run in asked if (folder / run.name / "result.json").exists()]
     begun = {(run.dataset, run.method) for run in there}
     if wanting := [run for run in asked if run not in there and (not there or (run.dataset, run.method) in begun)]:

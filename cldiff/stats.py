@@ -47,13 +47,14 @@ def result_matrix(scores: pd.DataFrame, metric: str, split: str | None = None, e
         & (scores.extractor.isna() | (scores.extractor == extractor))
     ]
     if rows.empty:
-        known = scores[scores.metric == metric][["split", "extractor"]].drop_duplicates().to_numpy().tolist()
+        pairs = scores[scores.metric == metric][["split", "extractor"]].drop_duplicates()
+        known = pairs.astype(object).where(pairs.notna(), None).to_numpy().tolist()
         raise ValueError(
             f"no {metric} with split={split!r}, extractor={extractor!r} among these scores: expected one of "
             f"{known or sorted(scores.metric.unique())}"
         )
     if rows.duplicated(["after_task", "eval_task"]).any():
-        raise ValueError(f"{metric} of several runs among these scores: expected those of one")
+        raise ValueError(f"several values of {metric} for a task: expected one run, and one number of images")
     matrix = np.full((int(rows.after_task.max()),) * 2, np.nan)
     matrix[rows.after_task.astype(int) - 1, rows.eval_task.astype(int) - 1] = rows.value
     return matrix
@@ -192,6 +193,8 @@ def sweep_table(scores: pd.DataFrame) -> pd.DataFrame:
     Finetuning stands for weight 0 of every method."""
     rows, alone = [], scores[scores.method == "finetune"]
     methods = scores[scores.weight.notna()].method.unique()
+    if len(alone):  # beside it, weight 0 of an older sweep would be there twice
+        scores = scores[scores.weight != 0]
     scores = pd.concat([scores, *(alone.assign(method=method, weight=0.0) for method in methods)])
     for (method, weight, seed), run in scores.groupby(["method", "weight", "seed"]):
         fid, kid = (result_matrix(run, metric, "validation") for metric in ("fid", "kid"))

@@ -66,8 +66,8 @@ def whole_run(run: dict, asked: dict, shared: str | None, words: dict, first: by
     """The files of a finished run, by name.
 
     run: its parameters; asked: VERSIONS of whoever asks; shared: a folder that all workers have, for checkpoints that
-    outlast them; words: device, data and start of make_run; first: from first_task(). Raises OtherVersion, and what
-    make_run raises.
+    outlast them; words: device, data, checkpoint_seconds and start of make_run; first: from first_task(). Raises
+    OtherVersion, and what make_run raises.
     """
     run = Run(**run)
     with _workplace(asked, shared) as (place, stop):

@@ -237,16 +237,20 @@ def main() -> None:
 
 
 def work_off(words: argparse.Namespace, name: str, end: float) -> None:
-    """The profile's runs, each committed as soon as it is finished, until the time is over."""
+    """The profile's runs, each committed as soon as it is finished, until the time is over. Raises RuntimeError in the
+    end if one failed."""
+    failed = 0
     for run in planned(words.profile):
         folder = results_folder(words.profile) / run.name
         left = end - time.monotonic()
         if left < 1 or (folder / "result.json").exists():
             continue
         command = [sys.executable, "-m", "cldiff", "run", words.profile, "--only", run.name, "--device", words.device]
-        subprocess.run([*command, "--budget", f"{left:.0f}s"], check=True)
+        failed += bool(subprocess.run([*command, "--budget", f"{left:.0f}s"]).returncode)
         if (folder / "result.json").exists():
             commit([folder], f"{words.profile}: {run.label}, {run.dataset}, seed {run.seed}, on {name}")
+    if failed:
+        raise RuntimeError(f"{failed} runs failed, as said above")
 
 
 if __name__ == "__main__":

@@ -101,7 +101,7 @@ WORDS = [  # of python -m cldiff
     ),
     (["list", "smoke", "--budget", "9m"], "unrecognized arguments: --budget 9m"),
     (["accept", "smoke"], "'smoke' is no sweep; known: digits-sweep, fashion_mnist-sweep, "),
-    (["accept", "digits-sweep"], "results/digits-sweep lacks 66 of the trials, digits-finetune-s0-"),
+    (["accept", "digits-sweep"], "results/digits-sweep lacks 65 of the trials, digits-l2-w0.001-s0-"),
     (["run", "smoke", "--checkpoint", "-1"], "checkpoint_seconds=-1: expected a number of at least 0"),
     (["execute", "none.ipynb", "out.ipynb"], "no notebook none.ipynb: expected one of the folder notebooks"),
     (["features", "own"], f"unknown data set 'own'; known: {', '.join(DATASETS)}"),

@@ -104,10 +104,11 @@ def test_prices_compare_with_finetuning_of_the_same_seed_on_the_same_machine(mea
 
     finetune = [add("finetune", seed, seconds, machine) for seed, seconds, machine in ((0, 10, "a"), (1, 20, "b"))][0]
     replay = [add("replay", seed, 30, m, images=10, bytes=7000) for seed, m in ((0, "a"), (1, "b"))][0]
-    l2 = [add("l2", seed, 30, "b") for seed in (0, 1)][0]  # one of them has no finetuning beside it
+    l2 = [add("l2", seed, 30, "b") for seed in (0, 3)][0]  # on another machine, and a seed that finetuning lacks
     found = prices(tmp_path, "digits", [l2, replay, finetune])
     assert list(found.index) == [l2, replay, finetune] and found.time[replay] == pytest.approx((3 + 1.5) / 2)
     assert found.time[finetune] == 1 and pd.isna(found.time[l2]) and pd.isna(found.bytes[l2])
+    assert found.apart.tolist() == [True, False, False]
     with pytest.raises(ValueError, match=f"has the label 'L3'; known: {replay}; {finetune}; {l2}$"):
         prices(tmp_path, "digits", [l2, "L3"])
     table, _ = price_table(found)
@@ -121,8 +122,12 @@ def test_prices_compare_with_finetuning_of_the_same_seed_on_the_same_machine(mea
         add("generative", seed, 40, "c", gpu, cpu=3)
     generative = tiny("generative").label
     assert prices(tmp_path, "digits", [generative]).time.item() == pytest.approx((3 / 2 + 40 / 10) / 2)
-    add("generative", 0, 30, "a", cpu=3)  # of which finetuning has none
-    assert pd.isna(prices(tmp_path, "digits", [generative]).time.item())
+    add("generative", 0, 30, "a", cpu=3)  # finetuning's is older than this count: by the clock, on the same machine
+    mixed = prices(tmp_path, "digits", [generative]).loc[generative]
+    assert mixed.time == pytest.approx((3 / 2 + 40 / 10 + 30 / 10) / 3) and not mixed.apart
+    add("generative", 9, 30, "z", cpu=3)  # a seed that finetuning lacks is compared with nobody's
+    more = prices(tmp_path, "digits", [generative]).loc[generative]
+    assert more.time == mixed.time and not more.apart
 
 
 def test_the_study_reads_its_own_rows_from_among_the_benchmarks(measured, tmp_path):

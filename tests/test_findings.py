@@ -344,5 +344,5 @@ def test_a_finding_is_asked_where_the_rows_that_it_compares_are_there_and_answer
 
 
 def test_the_findings_ask_about_the_rows_of_the_study():
-    """Another row in STUDY, which docs/extending.md proposes, is none of theirs."""
-    assert STUDIED == labels_of(STUDY)
+    """One that is added behind them, as docs/extending.md proposes, is none of theirs."""
+    assert STUDIED == labels_of(STUDY[:5])

@@ -67,9 +67,7 @@ def test_a_run_that_fails_in_training_is_named_and_the_others_go_on(two, tmp_pat
 def test_a_run_that_fails_in_training_makes_the_command_fail(monkeypatch, tmp_path):
     monkeypatch.setattr(work, "run_pending", lambda *_, **__: {"one": "no number"})
     monkeypatch.setattr(sys, "argv", command(tmp_path)[2:])
-    with pytest.raises(
-        SystemExit, match="^error: 1 of 5 runs failed, as said above; the same command tries them again$"
-    ):
+    with pytest.raises(SystemExit, match="^error: 1 of 5 runs failed, as said above, 4 more are left$"):
         main()
 
 

@@ -325,7 +325,8 @@ def test_result_matrix_has_a_row_after_each_task_and_a_column_by_task(metric, sp
             r"^no fid with split=None, extractor='lenet' .*: expected one of \[\['train', 'lenet'\]",
         ),
         (scores(), "kid", "train", r"^no kid with split='train', .*: expected one of \[.*'fid'"),
-        (pd.concat([scores(), scores("b")]), "fid", "train", "^fid of several runs among these scores"),
+        (pd.concat([scores(), scores("b")]), "fid", "train", "^several values of fid for a task: expected one run"),
+        (scores(), "accuracy", "test", r"expected one of \[\[None, 'lenet'\]\]$"),
     ],
 )
 def test_result_matrix_of_no_run_or_of_two_is_refused(table, metric, split, words):

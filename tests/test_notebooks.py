@@ -49,7 +49,7 @@ EXPERIMENTS = {  # rows, settings, and how many rows the tables have
     "pretrained": (PRETRAINED, {}, {"pretrained": 6, "contrasts": 9}),
     "replay": (REPLAY, {"tasks": 2}, {"arms": len(REPLAY), "contrasts": 14}),
     "ten": (TEN, {"classes_per_task": 1}, {"ten": 4, "contrasts": 10}),
-    "sweep": (SWEEP, {}, {"sweep": len(SWEEP)}),
+    "sweep": (SWEEP, {}, {"sweep": 6 * len({row.method for row in SWEEP[1:]})}),
 }
 LONG = "ü" * 100
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb") if path.stem != "start")  # which has no code

@@ -82,6 +82,19 @@ def test_a_missing_archive_is_named_with_its_folder(dataset, name, tmp_path, mon
         load_tasks(dataset, tmp_path)
 
 
+def test_an_archive_that_was_cut_on_its_way_is_damaged_not_missing(tmp_path, monkeypatch):
+    def cut(url, folder, name, md5):
+        Path(folder, name).write_bytes(b"half")
+        raise RuntimeError("File not found or corrupted.")
+
+    datafiles.known(monkeypatch, "cifar10", tmp_path)
+    (path,) = (tmp_path / name for name in DATASETS["cifar10"].sha256)
+    path.unlink()
+    monkeypatch.setattr("torchvision.datasets.utils.download_url", cut)
+    with pytest.raises(DataError, match=f"^{path} is damaged .wrong SHA-256.: delete it"):
+        load_tasks("cifar10", tmp_path)
+
+
 @pytest.mark.parametrize("dataset, name", FILES)
 @pytest.mark.parametrize("damage", ["changed", "cut", "empty"])
 def test_a_damaged_archive_is_named_and_not_read(dataset, name, damage, tmp_path, monkeypatch, offline):

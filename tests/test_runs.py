@@ -512,6 +512,8 @@ def test_finetuning_is_weight_0_of_every_method_of_a_sweep():
     found = sweep_table(scores).set_index(["method", "weight"])["average FID"].to_dict()
     assert found == {("l2", 0.0): 9.0, ("l2", 0.1): 3.0, ("mas", 0.0): 9.0, ("mas", 1.0): 4.0}
     assert best_weights(scores) == {"l2": 0.1, "mas": 1.0}
+    older = pd.concat([scores, sweep({("l2", 0.0): 8.0})])  # of a sweep that trained it for every method
+    assert sweep_table(older).set_index(["method", "weight"])["average FID"].to_dict() == found
 
 
 def test_the_label_of_a_row_whose_weight_a_sweep_chose_is_asked_of_its_profile():
@@ -645,12 +647,14 @@ def test_accept_takes_methods_and_data_sets_one_by_one_but_no_half_sweep_of_a_me
     monkeypatch.setattr(sys, "argv", ["cldiff", "accept", "paper-cpu-sweep"])
     monkeypatch.setattr(results, "load_scores", lambda *words: sweep({("l2", 0.0): 9.0, ("l2", 0.1): 3.0}))
     (tmp_path / "chosen.json").write_text("{}")
-    trials = runs("paper-cpu-sweep", only="mnist-")
+    trials = runs("paper-cpu-sweep", only="mnist-l2-")
     folder = Path("results/paper-cpu-sweep")
     lacks = (
         f"error: {folder} lacks {{}} of the trials, {{}} first: `python -m cldiff run paper-cpu-sweep{{}}` makes them"
     )
-    assert refused() == lacks.format(16, trials[0].name, "")
+    assert refused() == lacks.format(14, trials[0].name, "")
+    finish(folder, *runs("paper-cpu-sweep", only="fashion_mnist-finetune"))  # of which nothing is chosen
+    assert refused() == lacks.format(14, trials[0].name, "")
     for run in trials[:-1]:
         finish(folder, run)
     assert refused() == lacks.format(1, trials[-1].name, " --only mnist-l2-")
@@ -662,7 +666,7 @@ def test_accept_takes_methods_and_data_sets_one_by_one_but_no_half_sweep_of_a_me
     uneven = pd.concat([sweep({("l2", 0.0): 9.0, ("l2", 0.1): 3.0}), sweep({("l2", 0.1): 3.0}).assign(seed=1)])
     monkeypatch.setattr(results, "load_scores", lambda *words: uneven)
     assert refused() == f"error: {folder}: weights of l2 on mnist have different seeds: make the others too"
-    for run in runs("paper-cpu-sweep", only="fashion_mnist-"):  # refused as a whole
+    for run in runs("paper-cpu-sweep", only="fashion_mnist-l2-"):  # refused as a whole
         finish(folder, run)
     even, before = sweep({("l2", 0.0): 9.0, ("l2", 1.0): 3.0}), (tmp_path / "chosen.json").read_text()
     monkeypatch.setattr(results, "load_scores", lambda _, dataset: even if dataset == "mnist" else uneven)

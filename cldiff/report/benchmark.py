@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from scipy.stats import permutation_test, spearmanr
 
@@ -127,19 +128,20 @@ def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.Da
 
 def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame:
     """What each label costs, the index: "time" of training, finetuning of the same seed and machine being 1, mean over
-    seeds, NaN where one of them has no such finetuning; "passes" in a step, see Method.passes; "images" and "bytes"
-    held, see Method.held, NaN where the run did not record them. Time is the CPU's, which other work on the machine
-    does not lengthen; on a GPU it is the clock's. Raises ValueError for a label that no run there has."""
-    runs = []
+    seeds, NaN where there is none; "passes" in a step, see Method.passes; "images" and "bytes" held, see Method.held,
+    NaN where a run did not record them; "apart": whether a seed was run on another machine than finetuning's. Time is
+    the CPU's, which other work on the machine does not lengthen; on a GPU, and beside runs from before it was counted,
+    the clock's. Raises ValueError for a label that no run there has."""
+    runs, clocks, same = [], ["train_cpu", "train"], ["seed", "machine"]
     for result in load_results(results, dataset).values():
         run, took = Run(**result["run"]), result["seconds"]
-        clock = "train" if result["machine"]["gpu"] or "train_cpu" not in took else "train_cpu"  # older runs lack it
         runs.append(
             {
                 "label": run.label,
                 "seed": run.seed,
-                "machine": f"{result['machine']}, {clock}",
-                "seconds": took[clock],
+                "machine": str(result["machine"]),
+                "train": took["train"],
+                "train_cpu": np.nan if result["machine"]["gpu"] else took.get("train_cpu", np.nan),
                 "passes": METHODS[run.method].passes,
                 "images": result.get("held", {}).get("images"),
                 "bytes": result.get("held", {}).get("bytes"),
@@ -150,13 +152,12 @@ def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame
         raise ValueError(
             f"no run in {results} has the label {min(unknown)!r}; known: {'; '.join(sorted(set(runs.label)))}"
         )
-    same = ["seed", "machine"]
-    alone = runs[runs.label == FINETUNING].groupby(same).seconds.mean().rename("finetuning")
-    runs = runs.join(alone, on=same)
-    runs["time"] = runs.seconds / runs.finetuning
-    of_label = runs.groupby("label")
-    means = of_label[["passes", "images", "bytes"]].mean()
-    return pd.concat([of_label.time.agg(lambda of: of.mean(skipna=False)), means], axis=1).loc[labels]
+    alone = runs[runs.label == FINETUNING].groupby(same)[clocks].mean()
+    shares = runs[clocks] / runs[same].join(alone, on=same)[clocks]
+    runs["time"] = shares.train_cpu.fillna(shares.train)
+    runs["apart"] = runs.seed.isin(alone.index.get_level_values("seed")) & shares.train.isna()
+    means = runs.groupby("label")[["time", "passes", "images", "bytes"]].mean()
+    return means.join(runs.groupby("label").apart.any()).loc[labels]
 
 
 def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -175,7 +176,8 @@ def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         }
     )
     note = (
-        "Time: CPU seconds of training (on a GPU: seconds), finetuning's of the same seed and machine being 1; the "
+        "Time: CPU seconds of training (on a GPU, and beside runs from before these were counted: seconds), "
+        "finetuning's of the same seed and machine being 1; the "
         "first task, which most share, is in it, and what is done once between tasks (pools, Fisher information); "
         "empty where finetuning did not run on the same machine. Passes: forward passes that an image costs in a step, "
         "a backward pass counted as two. Held: what is kept from task to task beside one network, at the end."
