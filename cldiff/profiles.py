@@ -221,9 +221,9 @@ PROFILES = {
     ),
     **{
         f"{dataset}-sweep": _experiment(
-            f"the same on the first three tasks of {DATASETS[dataset].title}, a quarter of benchmark-{dataset}'s steps",
+            f"the same on the first two tasks of {DATASETS[dataset].title}, with benchmark-{dataset}'s steps",
             dataset,
-            dict(_SHORT, **_SWEPT, tasks=3, steps=250, samples=256),
+            dict(_SHORT, **_SWEPT, tasks=2, samples=256),
             SWEEP,
             "sweep",
             published=False,
