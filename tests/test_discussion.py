@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 from matplotlib import rc_context
 
-from cldiff import Diffusion, Run, load_curves, load_scores, load_tasks
+from cldiff import Diffusion, Run, load_bootstrap, load_curves, load_scores, load_tasks
 from cldiff.contrasts import Contrast, compared
 from cldiff.evidence import FINETUNING, GENERATIVE, L2, LIGHT, REPLAY, STUDIED
 from cldiff.learner import Learner
 from cldiff.methods.replay import buffer
 from cldiff.report.benchmark import prices
 from cldiff.rows import REPLAY_KEPT
-from cldiff.stats import result_matrix
+from cldiff.stats import compare, result_matrix, summarise, summarise_replicates
 from cldiff.study import labels_of
 from cldiff.tasks import ORDERS, sequence
 
@@ -376,7 +376,21 @@ def of_methods() -> Iterator[str]:
     newest = span(r.learned(label)[-1] for label in ("L2", "EWC", "EWC, decay 0.9", "Rank-1 EWC", "MAS", "SI"))
     yield f"the newest task's FID is {newest}, finetuning's {r.learned(FINETUNING)[-1]:.0f}"
     yield f"are its only ones on all data (FID {r.average('Joint training'):.0f})"
-    yield f"here {r.average(DISTILLATION):.1f} and {r.average(REPLAY):.1f}."
+    first = result_matrix(r.scores[(r.scores.label == REPLAY) & (r.scores.seed == 0)], "fid", "test")[-1].mean()
+    yield f"here {r.average(DISTILLATION):.1f} and {r.average(REPLAY):.1f}, and {first:.1f}."
+    pair = "Distillation and rank-1 EWC"
+    tables = summarise(r.scores), summarise_replicates(load_bootstrap(r.path, r.dataset))
+    worse = compare(*tables, pair, DISTILLATION, "fid", "average")
+    yield f"(against training images {worse.mean:+.1f} [{worse.low:+.1f}, {worse.high:+.1f}], not corrected)"
+    by_seed = (
+        r.scores.query("metric == 'fid' and split == 'test' and after_task == 5")
+        .groupby(["label", "seed"])
+        .value.mean()
+    )
+    light, heavy = (by_seed[f"Experience replay, weight {weight}"] for weight in (1, 10))
+    assert (light < heavy).tolist() == [False, True, True]  # "on two of three seeds"
+    took = prices(r.path, r.dataset, [pair, DISTILLATION]).time
+    yield "takes {:.2f} times finetuning's time, distillation alone {:.2f}.".format(*took)
 
 
 def in_orders() -> Iterator[str]:
