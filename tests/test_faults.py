@@ -57,13 +57,15 @@ def contents(out: Path) -> dict[str, bytes]:
     }
 
 
+def lines_of(done: subprocess.CompletedProcess) -> list[str]:
+    """What was said beside progress."""
+    lines = done.stderr.replace("\r", "\n").splitlines()
+    return [line for line in lines if line and "step/s" not in line and "s/step" not in line]
+
+
 def one_line(done: subprocess.CompletedProcess, *words: str) -> None:
     """The last line is an error with these words; before it nothing but progress."""
-    lines = [
-        line
-        for line in done.stderr.replace("\r", "\n").splitlines()
-        if line and "step/s" not in line and "s/step" not in line
-    ]
+    lines = lines_of(done)
     assert done.returncode == 1 and len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     assert all(word in lines[0] for word in words), lines
 
@@ -141,7 +143,9 @@ def test_no_memory(tmp_path):
         command(tmp_path / "out", batch=3_000_000),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30)),
     )
-    one_line(done, "out of memory on cpu", "lower batch=3000000")
+    *each, last = lines_of(done)
+    assert done.returncode == 1 and last == "error: 2 of 2 runs failed, as said above, 0 more are left", done.stderr
+    assert len(each) == 2 and all("out of memory on cpu: fewer JOBS, or lower batch=3000000" in line for line in each)
 
 
 # Two at once
