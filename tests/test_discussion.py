@@ -393,6 +393,56 @@ def of_methods() -> Iterator[str]:
     yield "takes {:.2f} times finetuning's time, distillation alone {:.2f}.".format(*took)
 
 
+def of_memory_and_length() -> Iterator[str]:
+    r, few, some, long = (
+        Results(RESULTS / "axes-digits", "digits", notebook="axes"),
+        "5 images",
+        "20 images",
+        "1,000 steps",
+    )
+    light, tuned, pair, lora = (
+        "Experience replay, weight 0.1",
+        "Self-tuned replay, weight 1",
+        "Distillation and rank-1 EWC",
+        "LoRA for each task",
+    )
+
+    def bits(label: str, setting: str) -> str:
+        return f"{r.mean(f'{label}, {setting}', 'bpd'):.2f}"
+
+    def fid(label: str, setting: str) -> str:
+        return f"{r.mean(f'{label}, {setting}'):.1f}"
+
+    def against(one: str, other: str, setting: str, outcome: str = "fid") -> pd.Series:
+        return r.contrast(f"{one}, {setting}", f"{other}, {setting}", outcome)
+
+    def from_some(label: str, setting: str) -> pd.Series:
+        return r.contrast(f"{label}, {setting}", f"{label}, {some}", "bpd")
+
+    assert against(DISTILLED, REPLAY, few, "bpd").holm < 0.001
+    yield f"{bits(DISTILLED, few)} against {bits(REPLAY, few)} bits (p < 0.001), not of weight 0.1, which has {bits(light, few)}."
+    apart = [against(DISTILLED, other, few) for other in (REPLAY, light)]
+    yield "x {} and x {} (p = {:.2f} and {:.2f})".format(*map(interval, apart), *(of.holm for of in apart))
+    heart = from_some(REPLAY, few)
+    yield f"its bits rise from {bits(REPLAY, some)} to {bits(REPLAY, few)} (p = {heart.holm:.3f}), those of 0.1 stay ({bits(light, some)} and {bits(light, few)})"
+    own = [against(tuned, other, few, "bpd") for other in (REPLAY, light)]
+    yield f"Not shown: {bits(tuned, few)} bits, {own[0].difference:+.2f} [{own[0].low:+.2f}, {own[0].high:+.2f}] against weight 1, and {own[1].difference:.2f} more than weight 0.1."
+    heavy, low = (from_some(label, long) for label in (REPLAY, light))
+    yield f"({bits(REPLAY, some)} to {bits(REPLAY, long)}, p = {heavy.holm:.2f}), under 0.1 it falls ({bits(light, some)} to {bits(light, long)}, p = {low.holm:.2f})"
+    yield f"in FID ({fid(DISTILLED, long)} against {fid(REPLAY, long)} and {fid(light, long)}) and BPD ({bits(DISTILLED, long)} against {bits(REPLAY, long)} and {bits(light, long)})"
+    p = [against(DISTILLED, other, long, outcome).holm for other in (REPLAY, light) for outcome in ("fid", "bpd")]
+    yield f"(p from {min(p):.2f} to {max(p):.2f}). Self-tuned replay has {bits(tuned, long)} bits, between the two."
+    last = against(DISTILLATION, DISTILLED, long)
+    yield f"FID {fid(DISTILLATION, long)} and {fid(DISTILLED, long)}, x {interval(last)} (p = {last.holm:.2f}), and {bits(DISTILLATION, long)} bits each."
+    assert bits(DISTILLATION, long) == bits(DISTILLED, long)
+    four = DISTILLATION, pair, lora, DISTILLED
+    then, now = ([r.mean(f"{label}, {setting}") for label in four] for setting in (some, long))
+    yield f"four methods have FID {min(now):.1f} to {max(now):.1f} (real images: 3.4), where after 200 they had {min(then):.1f} to {max(then):.1f}"
+    more = r.mean(f"{lora}, {long}", "bpd") - r.mean(f"{DISTILLATION}, {long}", "bpd")
+    yield f"LoRA gains most ({fid(lora, some)} to {fid(lora, long)}), at {more:.2f} bits more than distillation."
+    assert max(now) < min(r.mean(f"{label}, {long}") for label in (REPLAY, light, tuned))
+
+
 def in_orders() -> Iterator[str]:
     def between(r: Results, label: str) -> float:
         means = [r.mean(f"{label}, {order}") for order in ORDERS]
@@ -653,6 +703,7 @@ SECTIONS = (
     of_methods,
     in_orders,
     from_a_pretrained_network,
+    of_memory_and_length,
     in_a_sequence_of_ten,
     of_two_tasks,
     on_mnist,
