@@ -44,9 +44,8 @@ class Workers:
     def __init__(self, pool):
         self.pool = pool
 
-    def submit(self, function: Callable, run: Run, asked: dict, shared: str | None, words: dict, more: object):
-        """Of a function of worker.py, which has the same arguments."""
-        return self.pool.submit(function, dataclasses.asdict(run), asked, shared, words, more)
+    def submit(self, function: Callable, run: Run, asked: dict, shared: str | None, words: dict, more: object, **how):
+        return self.pool.submit(function, dataclasses.asdict(run), asked, shared, words, more, **how)
 
     def running(self, futures: list) -> int:
         return sum(future.running() for future in futures)
@@ -82,8 +81,7 @@ class DaskWorkers(Workers):
     def submit(self, function: Callable, run: Run, asked: dict, shared: str | None, words: dict, more: object):
         name = run.first_task_name if function is first_task else run.name
         key = f"{function.__name__}-{name}-{words.get('device')}"  # one task for all clients that ask for it
-        task = function, dataclasses.asdict(run), asked, shared, words, more
-        return self.pool.submit(*task, key=key, resources=self.resources)
+        return super().submit(function, run, asked, shared, words, more, key=key, resources=self.resources)
 
     def running(self, futures: list) -> int:
         return min(len(futures), sum(self.pool.nthreads().values()))
@@ -110,10 +108,9 @@ def run_all(
 
     pool: a concurrent.futures.Executor, or a Client of dask.distributed. A first task is made once, before the runs
     that share it. shared: a folder that all workers have, for checkpoints from which one continues what another began;
-    without it each run is made in a temporary folder. make: what a worker calls, as whole_run(). words: device, data
-    and checkpoint_seconds of make_run. Returns the one-line error of each run that failed, by name. Raises Problem
-    where workers differ or are gone, or a run's start is not here, OSError where `out` cannot be written to; what came
-    back before stays.
+    without it each run is made in a temporary folder. make: what a worker calls, as whole_run(). words: of make_run
+    (device, data, checkpoint_seconds). Returns the one-line error of each run that failed, by name. Raises Problem for
+    workers that differ or are gone, or a start that is not here, OSError for an `out` without rights; what came stays.
     """
     from tqdm import tqdm
 

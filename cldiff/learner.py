@@ -40,8 +40,7 @@ class Learner:
 
     `task` is the index of the current task, `step` the steps done in it, `checkpoint` where to save at any moment.
     `begun`: the SHA-256 of the network that it started from, if any. `record` is the caller's: what it puts there by
-    name is part of checkpoints. `seconds` counts time by phase, that of training also as the CPU's, which other work on
-    the machine does not lengthen.
+    name is part of checkpoints. `seconds` counts time by phase, of training the CPU's too.
     """
 
     def __init__(self, run: Run, tasks: list[Task], device: str | torch.device = "cpu", start: bytes | None = None):

@@ -139,9 +139,8 @@ class Measurer:
                     replicates |= self._resampled(drawn, extractor.name)
             kept, n = buffer(learner, task.index).images, len(samples)
             for name, metric in metrics_of(AgainstKept).items() if len(kept) > 1 else ():
-                learner.record["scores"].append(
-                    score(name, metric.value(samples, kept), metric.split, n=n, sampler=run.sampler, **row)
-                )
+                value = metric.value(samples, kept)
+                learner.record["scores"] += [score(name, value, metric.split, n=n, sampler=run.sampler, **row)]
                 if metric.headline and counted:
                     replicates[name] = [float(metric.value(samples[pick], kept)) for pick in resampled(n)]
             replicates |= self._of_images(learner, task, row)

@@ -22,11 +22,12 @@ def finished(profile: str) -> list[Run]:
     """The runs of a profile that are there; of a study's those of the data sets that have finetuning: nothing is
     compared without. Raises ResultError where there is no such run, or a damaged one, and Problem for an experiment of
     which a row lacks, as its notebook shows all of them."""
-    from .results import ResultError, read_result, run_folders
+    from .results import ResultError, read_result
 
     p, folder = known_profile(profile), results_folder(profile)
-    there = run_folders(folder) if folder.is_dir() or not folder.parent.is_dir() else []  # in a clone, or elsewhere
-    found = [Run(**read_result(path)["run"]) for path in there]
+    if not folder.parent.is_dir():
+        raise ResultError(f"no folder {folder.parent.absolute()}: expected to be called in a clone")
+    found = [Run(**read_result(path.parent)["run"]) for path in sorted(folder.glob("*/result.json"))]
     if not p.has_paper:
         there = {run.name for run in found}
         asked = runs(profile)

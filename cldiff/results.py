@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -91,15 +92,6 @@ def find_start(run: Run, folder: Path) -> bytes | None:
     raise ResultError(damage[0])
 
 
-def run_folders(results: str | Path) -> list[Path]:
-    """Those of finished runs in a folder of results. Raises ResultError where there is no such folder."""
-    if not Path(results).is_dir():
-        raise ResultError(
-            f"no folder {Path(results).absolute()}: expected one of results, as results/paper-cpu in a clone"
-        )
-    return [path.parent for path in sorted(Path(results).glob("*/result.json"))]
-
-
 def load_results(
     results: str | Path, dataset: str | None = None, rows: tuple[Row, ...] | None = None, **settings
 ) -> dict[Path, dict]:
@@ -109,9 +101,10 @@ def load_results(
     Raises ValueError for an unknown setting, ResultError if there is no such run, or if two runs of a data set differ
     in more than method, weight, options and seed: their numbers do not belong into one table.
     """
-    folders = run_folders(results)
+    if not Path(results).is_dir():
+        raise ResultError(f"no folder {Path(results).absolute()}: expected one of results, as results/paper-cpu")
     try:
-        found = {folder: read_result(folder) for folder in folders}
+        found = {path.parent: read_result(path.parent) for path in sorted(Path(results).glob("*/result.json"))}
     except ResultError as error:
         raise ResultError(f"{error}; a published result comes back by `git checkout`, another by a new run") from None
     wanted = None if rows is None else labels_of(rows)
@@ -132,8 +125,7 @@ def load_results(
         raise ResultError(f"no finished run{of} in {results}: `make paper PROFILE=...` makes them")
     first: dict[str, tuple[Path, dict]] = {}
     for path, result in found.items():
-        run = dataclasses.asdict(Run(**result["run"]))
-        run = {name: value for name, value in run.items() if name not in ("method", "weight", "options", "seed")}
+        run = {k: v for k, v in vars(Run(**result["run"])).items() if k not in ("method", "weight", "options", "seed")}
         run |= {f"SHA-256 of {k}": v for k, v in result["sha256"].items() if k not in (*FILES, WEIGHTS)}
         other_path, other = first.setdefault(run["dataset"], (path, run))
         for key in run:
@@ -203,10 +195,8 @@ def provenance(device: torch.device) -> dict:
 
 
 def _version(name: str) -> str | None:
-    try:
+    with suppress(PackageNotFoundError):  # built by hand, as on some clusters and boards
         return version(name)
-    except PackageNotFoundError:  # built by hand, as on some clusters and boards
-        return None
 
 
 def commit() -> tuple[str | None, str]:

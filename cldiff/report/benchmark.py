@@ -177,9 +177,9 @@ def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     )
     note = (
         "Time: CPU seconds of training (on a GPU, and beside runs from before these were counted: seconds), "
-        "finetuning's of the same seed and machine being 1; the "
-        "first task, which most share, is in it, and what is done once between tasks (pools, Fisher information); "
-        "empty where finetuning did not run on the same machine. Passes: forward passes that an image costs in a step, "
-        "a backward pass counted as two. Held: what is kept from task to task beside one network, at the end."
+        "finetuning's of the same seed and machine being 1; the first task, which most share, is in it, and what is "
+        "done once between tasks (pools, Fisher information); empty where finetuning did not run on the same machine. "
+        "Passes: forward passes that an image costs in a step, a backward pass counted as two. Held: what is "
+        "kept from task to task beside one network, at the end."
     )
     return table, note
