@@ -664,6 +664,38 @@ def test_as_many_runs_as_cores_that_may_be_used(tmp_path):
         assert f"JOBS={len(few)} " in done.stdout
 
 
+@pytest.fixture
+def set_up(tmp_path):
+    """A clone whose environment is there, and whose python says what it is asked for."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$*"\n')
+    python.chmod(0o755)
+    for name in ("pyproject.toml", ".venv/.installed", ".venv/.installed-cluster"):
+        (tmp_path / name).touch()
+    (tmp_path / "results" / "any").mkdir(parents=True)
+    (tmp_path / "results" / "any" / "targets.mk").touch()
+    return tmp_path
+
+
+def test_what_make_paper_is_told_goes_to_the_plan_or_to_the_cluster(set_up):
+    words = "paper", "PROFILE=any", "SEEDS=2", "DEVICE=cpu", "CHECKPOINT=9"
+    lines = make(set_up, *words).stdout.splitlines()
+    assert lines == ["-m cldiff plan any --seeds 2 --checkpoint 9 --device cpu", "figures/any is complete"]
+    lines = make(set_up, *words, "CLUSTER=tcp://one:1", "SHARED=/of/all").stdout.splitlines()
+    assert lines[0] == "-m cldiff plan any --seeds 2 --checkpoint 9"  # the workers' device need not be this machine's
+    how = "--device cpu --checkpoint 9 --cluster tcp://one:1 --shared /of/all"
+    assert lines[1:] == [f"-m cldiff run any --seeds 2 {how}", "figures/any is complete"]
+
+
+@pytest.mark.parametrize("word", ["JOBS=0", "JOBS=two", "JOBS=", "SHARED=/of/all"])
+def test_a_word_that_make_paper_cannot_use_is_one_line_before_anything_is_done(word, set_up):
+    done = make(set_up, "paper", "PROFILE=any", word)
+    error, end = done.stderr.splitlines()
+    assert done.returncode and error.startswith(f"error: {word}: expected ") and end.startswith("make: *** ")
+    assert done.stdout == ""
+
+
 def test_lab_opens_the_notebooks_of_this_clone(tmp_path):
     """CDPATH, where it is exported, leads `cd notebooks` to those of another folder."""
     clone, other = tmp_path / "clone", tmp_path / "other"
