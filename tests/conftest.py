@@ -20,11 +20,14 @@ from cldiff.learner import Learner
 from cldiff.methods import METHODS
 from cldiff.results import WEIGHTS
 from cldiff.run import Run
-from cldiff.tasks import Split
+from cldiff.tasks import DATASETS, Split
 from cldiff.train import pick_device, train
 from cldiff.unet import save_unet
 
 torch.set_num_threads(1)
+
+DATA = Path(__file__).parents[1] / "data"
+RAW = {"mnist": DATA / "MNIST" / "raw", "fashion_mnist": DATA / "FashionMNIST" / "raw"}
 
 TINY = dict(
     steps=4,
@@ -53,6 +56,13 @@ OPTIONS = {  # of methods, for runs of seconds: few images, and in each step wha
     "self_tuned": {"every": 1},
 }
 PAGE = []  # lines of what was measured, shown at the end
+
+
+def need(dataset: str) -> None:
+    """Skips the test where the data folder of this clone does not hold a data set."""
+    for part in set(DATASETS[dataset].parts or [dataset]) & RAW.keys():
+        if not all((RAW[part] / n).exists() or (RAW[part] / f"{n}.gz").exists() for n in DATASETS[part].sha256):
+            pytest.skip(f"{RAW[part]} does not hold the data set")
 
 
 def pytest_addoption(parser):

@@ -11,6 +11,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import DATA, need
 from matplotlib import rc_context
 
 from cldiff import Diffusion, Run, load_bootstrap, load_curves, load_scores, load_tasks
@@ -716,3 +717,22 @@ def test_quoted_numbers_are_those_of_the_results(section):
     page = " ".join((ROOT / "docs" / "results.md").read_text(encoding="utf-8").split())
     wrong = [said for said in section() if not re.search(rf"(?<![\d.,]){re.escape(said)}(?!\d)", page)]
     assert not wrong, f"results say: {wrong}"
+
+
+def histogram_bits(train: np.ndarray, test: np.ndarray) -> float:
+    """Of pixels (N, ...), per pixel, under the histogram of each: one count in all is left for all values of all."""
+    train, test = (images.reshape(len(images), -1) for images in (train, test))
+    counts = np.stack([np.bincount(pixel, minlength=256) for pixel in train.T])
+    everywhere = (counts.sum(0) + 1) / (counts.sum() + 256)
+    chances = (counts + everywhere) / (len(train) + 1)
+    return -np.log2(chances[np.arange(len(counts)), test]).mean()
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
+def test_quoted_bits_of_a_histogram(dataset):
+    need(dataset)
+    tasks = load_tasks(dataset, DATA)
+    bits = np.mean([histogram_bits(task.train.images.numpy(), task.test.images.numpy()) for task in tasks])
+    pages = {"mnist": {"docs/results.md": "MNIST's test images in {}", "README.md": "of each pixel needs {}."}}
+    for path, said in pages.get(dataset, {"docs/results.md": "Fashion-MNIST's in {}"}).items():
+        assert said.format(f"{bits:.2f}") in (ROOT / path).read_text(encoding="utf-8")

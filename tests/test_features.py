@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import same, tiny, with_noise_held_out
+from conftest import DATA, need, same, tiny, with_noise_held_out
 from PIL import Image
 
 from cldiff import Measurer, features
 from cldiff.errors import Problem
 from cldiff.features import INCEPTION, LENETS, FeatureError, load_inception, load_lenet
-from cldiff.tasks import DATASETS, load_tasks, to_model
+from cldiff.tasks import load_tasks, to_model
 from cldiff.train import train
 
 # LeNet
@@ -21,15 +21,11 @@ from cldiff.train import train
 @pytest.mark.parametrize(
     "dataset, at_least", [("digits", 0.98), ("mnist", 0.99), ("fashion_mnist", 0.90), ("mnist_fashion", 0.95)]
 )
-def test_the_lenet_that_ships_knows_its_data_set(dataset, at_least, pytestconfig):
+def test_the_lenet_that_ships_knows_its_data_set(dataset, at_least):
     """The stated accuracy is the one that is found, at least what the study asks for."""
-    root = pytestconfig.rootpath / "data"
-    for part in set(DATASETS[dataset].parts or [dataset]) - {"digits"}:
-        raw = root / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[part] / "raw"
-        if not all((raw / n).exists() or (raw / f"{n}.gz").exists() for n in DATASETS[part].sha256):
-            pytest.skip(f"{raw} does not hold the data set")
+    need(dataset)
     lenet = load_lenet(dataset)
-    tasks = load_tasks(dataset, root)
+    tasks = load_tasks(dataset, DATA)
     right = torch.cat([lenet.extract(task.test.images)[1] == task.test.labels for task in tasks])
     assert right.double().mean().item() == pytest.approx(
         lenet.accuracy, abs=2e-4

@@ -9,31 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import make_job
+from conftest import RAW, make_job, need
 from test_notebooks import drawn
 
 from cldiff.plan import jobs
 from cldiff.study import runs
-from cldiff.tasks import DATASETS
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(
-    "dataset, source, methods",
-    [
-        ("mnist", "MNIST", {"finetune", "generative"}),
-        ("fashion_mnist", "FashionMNIST", {"finetune"}),
-    ],
-)
-def test_real_images_of_28_pixels_go_through_the_notebook(tmp_path, dataset, source, methods):
+@pytest.mark.parametrize("dataset, methods", [("mnist", {"finetune", "generative"}), ("fashion_mnist", {"finetune"})])
+def test_real_images_of_28_pixels_go_through_the_notebook(tmp_path, dataset, methods):
     """Every method on images of this size: test_packed.py."""
-    raw = ROOT / "data" / source / "raw"
-    if not all((raw / name).exists() or (raw / f"{name}.gz").exists() for name in DATASETS[dataset].sha256):
-        pytest.skip(f"{raw} does not hold the data set")
-    shutil.copytree(raw, tmp_path / "data" / source / "raw")
+    need(dataset)
+    shutil.copytree(RAW[dataset], tmp_path / RAW[dataset].relative_to(ROOT))
     small = {"steps": 2, "curve_every": 1, "bound_images": 2, "bound_terms": 2, "curve_images": 2, "samples": 16}
     pending = {}
     for target, job in jobs("smoke").items():

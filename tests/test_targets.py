@@ -3,10 +3,12 @@ runs by check_paper.py; those of "benchmark" beside its own by notebooks/benchma
 
 import csv
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import DATA, need
 
 from cldiff import Diffusion, UNet, frechet_distance, load_tasks
 from cldiff.diffusion import VARIANCES, log_likelihood
@@ -17,10 +19,9 @@ ROWS = list(csv.DictReader(open(Path(__file__).parent / "targets.csv")))
 D = Diffusion()
 
 
-def images(dataset: str, root: Path) -> int:
-    if dataset != "digits" and not (root / {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}[dataset]).exists():
-        pytest.skip(f"{root} does not hold {dataset}")
-    return sum(len(split) for task in load_tasks(dataset, root) for split in (task.train, task.validation, task.test))
+def images(dataset: str) -> int:
+    need(dataset)
+    return sum(len(split) for task in load_tasks(dataset, DATA) for split in (task.train, task.validation, task.test))
 
 
 def variance_bits(variance: str) -> float:
@@ -52,23 +53,23 @@ def cifar10_parameters() -> int:
 
 
 FOUND = {
-    "posterior_variance_487": lambda _: D.posterior_variance[487].item(),
-    "posterior_variance_999": lambda _: D.posterior_variance[999].item(),
-    "alpha_bar_last": lambda _: D.alpha_bar[-1].item(),
-    "prior_bits_of_white": lambda _: prior_bits(),
-    **{f"bits_of_variance_{v}": (lambda _, v=v: variance_bits(v)) for v in VARIANCES},
-    "likelihood_of_all_pixel_values": lambda _: all_values(),
-    "bits_of_uniform_pixels": lambda _: uniform_bits(),
-    "frechet_distance_of_gaussians": lambda _: frechet_distance([0, 0], torch.eye(2), [3, 4], 4 * torch.eye(2)),
-    "unet_parameters_cifar10": lambda _: cifar10_parameters(),
-    **{f"{d}_images": (lambda root, d=d: images(d, root)) for d in ("digits", "mnist", "fashion_mnist")},
-    **{f"lenet_accuracy_{d}": (lambda _, d=d: load_lenet(d).accuracy) for d in ("digits", "mnist", "fashion_mnist")},
+    "posterior_variance_487": lambda: D.posterior_variance[487].item(),
+    "posterior_variance_999": lambda: D.posterior_variance[999].item(),
+    "alpha_bar_last": lambda: D.alpha_bar[-1].item(),
+    "prior_bits_of_white": prior_bits,
+    **{f"bits_of_variance_{v}": partial(variance_bits, v) for v in VARIANCES},
+    "likelihood_of_all_pixel_values": all_values,
+    "bits_of_uniform_pixels": uniform_bits,
+    "frechet_distance_of_gaussians": lambda: frechet_distance([0, 0], torch.eye(2), [3, 4], 4 * torch.eye(2)),
+    "unet_parameters_cifar10": cifar10_parameters,
+    **{f"{d}_images": partial(images, d) for d in ("digits", "mnist", "fashion_mnist")},
+    **{f"lenet_accuracy_{d}": (lambda d=d: load_lenet(d).accuracy) for d in ("digits", "mnist", "fashion_mnist")},
 }
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row["check"] == "test"], ids=lambda row: row["name"])
-def test_target(row, pytestconfig):
-    found = FOUND[row["name"]](pytestconfig.rootpath / "data")
+def test_target(row):
+    found = FOUND[row["name"]]()
     value, tolerance = float(row["value"]), float(row["tolerance"])
     good = {"equal": abs(found - value) <= tolerance, "at least": found >= value}
     assert good[row["relation"]], f"expected {row['relation']} {value} (± {tolerance}), found {found}: {row['source']}"
