@@ -111,14 +111,12 @@ class Learner:
         t = torch.randint(self.run.timesteps, (size,), generator=generator, device=self.device)
         noise = torch.randn(size, *images.shape[1:], generator=generator, device=self.device)
         ids = torch.full_like(index, task) if isinstance(task, int) else task[index]
-        return Batch(
-            to_model(images[index]), ids, t, noise, torch.full((size,), weight / size, device=self.device), noise
-        )
+        share = torch.full((size,), weight / size, device=self.device)
+        return Batch(to_model(images[index]), ids, t, noise, share, noise)
 
     def model(self, task: int | Tensor) -> Model:
         """The averaged network for an ID, or for one of each image, as diffusion wants it: model(x, t) predicts the
         noise."""
-
         chosen = isinstance(self.ema, ByTask)  # among networks: by a number, for which nobody waits
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
@@ -178,6 +176,8 @@ class Learner:
         keep = min(self.run.ema, self.step / (self.step + 9))  # the ramp: the average of a young task forgets its start
         with torch.no_grad():
             torch._foreach_lerp_(self._averaged, self._weights, 1 - keep)
+            if self.step == self.run.steps and self.task:
+                self.method.end_task(self)
         return loss.detach()
 
     def next_task(self) -> None:

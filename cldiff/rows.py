@@ -68,6 +68,7 @@ BENCHMARK = (
     Row("rank1"),
     Row("mas"),
     Row("si"),
+    Row("averaging"),
     Row("lora"),
     Row("separate"),
     Row("separate", options={"start": "previous"}),

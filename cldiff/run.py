@@ -32,7 +32,7 @@ class Run(Parameters):
         default="",
         metadata={"help": "the name of a finished run, whose network is the first; empty: a new one", "later": True},
     )
-    tasks: int = number(0, 0, help="the first so many tasks of the sequence alone; 0: all", later=True)
+    tasks: int = number(0, 0, help="the first so many tasks of the sequence alone, 2 or more; 0: all", later=True)
     order: str = among("label", ORDERS, help="of the tasks: label, reversed, or shuffled by the seed", later=True)
     classes_per_task: int = number(2, 1, help="a divisor of the number of classes", later=True)
     steps: int = number(20_000, 1, help="gradient steps for each task")

@@ -143,6 +143,7 @@ HELD = {  # in the third task: real images, bytes without networks, networks or 
     "rank1": (0, 4 * 2, 1 + 2),
     "mas": (0, 0, 2),
     "si": (0, 0, 3),
+    "averaging": (0, 0, 1),  # the network from before the task
     "separate": (0, 0, 2),
 }
 
@@ -386,6 +387,10 @@ class Watching(Method):
         self.calls.append("after_step")
         assert not same(self.weights, copied(learner.net))
 
+    def end_task(self, learner):
+        self.calls.append(("end_task", learner.task, learner.step))
+        self.end = weights(learner)
+
 
 def with_method(patch, method, **changes):
     patch.setitem(METHODS, "own", method)
@@ -400,8 +405,10 @@ def test_the_loop_calls_a_method_at_the_promised_moments(monkeypatch, three):
             assert same(method.before, end)
         end = weights(step.learner)
         assert method.gradient > 0
+        assert step.task == 0 or step.step == 1 or same(method.end, end)  # what is measured is what it left
     one_step = ["batch", "penalty", "adjust_gradients", "after_step"]
-    assert method.calls == [*one_step * 2, ("start_task", 1, 0), *one_step * 2, ("start_task", 2, 0), *one_step * 2]
+    later = [[("start_task", k, 0), *one_step * 2, ("end_task", k, 2)] for k in (1, 2)]
+    assert method.calls == [*one_step * 2, *later[0], *later[1]]
 
 
 def test_gradients_adjusted_to_zero_leave_the_network_as_it_is(monkeypatch, three):
@@ -626,6 +633,13 @@ def test_the_method_of_the_docs_replays_late_timesteps_alone(page, options, abov
         both = learner.method.batch(learner, current)
         new, old = both.share.split(len(current.t))
         assert (new > 0).all() and torch.equal(old > 0, both.t[len(new) :] >= above)
+
+
+def test_the_other_method_of_the_docs_is_the_one_that_is_there(monkeypatch, trained, three):
+    names = {"__name__": "cldiff.methods.own", "__package__": "cldiff.methods"}
+    exec(documented("class ModelAveraging"), names)
+    monkeypatch.setitem(METHODS, "own", names["ModelAveraging"])
+    assert all(map(same, weights_after_tasks(tiny("own", steps=2), three), trained("averaging")))
 
 
 def test_the_test_of_the_docs_sees_early_timesteps_that_are_replayed(monkeypatch, three):

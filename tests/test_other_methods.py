@@ -1,4 +1,4 @@
-"""Joint training, one network for each task, A-GEM, distillation, learning without forgetting, LoRA."""
+"""Joint training, one network for each task, A-GEM, distillation, learning without forgetting, model averaging, LoRA."""
 
 import copy
 import dataclasses
@@ -411,6 +411,29 @@ def test_learning_without_forgetting_draws_each_past_task_equally_often_anew_in_
         assert torch.bincount(ids[-1], minlength=3).tolist() == pytest.approx([500, 500, 0], abs=65)
     assert not torch.equal(*ids)
     assert not any(images in learner.method.state for images in ("images", "task"))  # nothing but the teacher is kept
+
+
+# Model averaging
+
+
+@pytest.mark.parametrize("old", [0.0, 0.3, 1.0])
+def test_model_averaging_measures_the_mixture_of_the_networks_before_and_after_a_task_and_goes_on_from_it(old, three):
+    learner = Learner(tiny("averaging", steps=3, options={"old": old}), three)
+    for _ in range(3):
+        learner.update()
+    for _ in three[1:]:
+        before = copied(learner.ema)
+        learner.next_task()
+        twin = copy.deepcopy(learner)
+        twin.method = METHODS["finetune"]()
+        for _ in range(3):
+            assert same(copied(learner.net), copied(twin.net)) and same(copied(learner.ema), copied(twin.ema))
+            learner.update(), twin.update()
+        found = copied(learner.ema)
+        for name, average in copied(twin.ema).items():
+            assert torch.allclose(found[name], old * before[name] + (1 - old) * average, atol=1e-6)
+        assert same(copied(learner.net), found)
+        assert not same(before, copied(twin.ema))
 
 
 # LoRA

@@ -1,6 +1,7 @@
 """Continual-learning methods: one short file for each family, one name for each method."""
 
 from .agem import AGEM
+from .averaging import ModelAveraging
 from .base import Batch, Method
 from .distill import DistilledReplay
 from .finetune import Finetune
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "rank1": Rank1EWC,
     "mas": MAS,
     "si": SI,
+    "averaging": ModelAveraging,
     "lora": LoRA,
     "separate": Separate,
     "joint": Joint,

@@ -119,3 +119,7 @@ class Method:
 
     def after_step(self, learner: Learner) -> None:
         """After the optimiser's step; gradients are those that it took."""
+
+    def end_task(self, learner: Learner) -> None:
+        """After the last step of each task but the first, before anything is measured, without gradients: for what
+        changes learner.ema, which is measured, and learner.net, from which the next task goes on, in place."""
