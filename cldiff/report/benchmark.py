@@ -130,7 +130,7 @@ def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame
     """What each label costs, the index: "time" of training, finetuning of the same seed and machine being 1, mean over
     seeds, NaN where there is none; "passes" in a step, see Method.passes; "images" and "bytes" held, see Method.held,
     NaN where a run did not record them; "apart": whether a seed was run on another machine than finetuning's. Time is
-    the CPU's, which other work on the machine does not lengthen; on a GPU, and beside runs from before it was counted,
+    the CPU's, in which waiting for other work does not count; on a GPU, and beside runs from before it was counted,
     the clock's. Raises ValueError for a label that no run there has."""
     runs, clocks, same = [], ["train_cpu", "train"], ["seed", "machine"]
     for result in load_results(results, dataset).values():
@@ -178,7 +178,8 @@ def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     note = (
         "Time: CPU seconds of training (on a GPU, and beside runs from before these were counted: seconds), "
         "finetuning's of the same seed and machine being 1; the first task, which most share, is in it, and what is "
-        "done once between tasks (pools, Fisher information); empty where finetuning did not run on the same machine. "
+        "done once between tasks (pools, Fisher information); empty where finetuning did not run on the same machine, "
+        "which at another hour may be a fifth slower or faster. "
         "Passes: forward passes that an image costs in a step, a backward pass counted as two. Held: what is "
         "kept from task to task beside one network, at the end."
     )
