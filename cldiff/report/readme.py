@@ -44,13 +44,9 @@ def written(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
 
 
-def seeds_of(path: Path) -> int:
-    """As its note has them, the most that a row has."""
-    return int(re.search(r"n = (?:\d+ to )?(\d+) seed", path.read_text(encoding="utf-8"))[1])
-
-
-def number_of(seeds: int) -> str:
-    return f"{seeds} seed{'s' * (seeds > 1)}"
+def said_seeds(path: Path) -> str:
+    """As its note has them: "3 seeds", or "1 to 3 seeds"."""
+    return re.search(r"n = ((?:\d+ to )?\d+ seeds?)", path.read_text(encoding="utf-8"))[1]
 
 
 def results(profile: str = "paper-cpu") -> str:
@@ -88,7 +84,7 @@ def results(profile: str = "paper-cpu") -> str:
     shares = (lambda copied: 100 * copied[-1, :-1].mean(), lambda copied: 100 * copied[-1, 0])
     copies, of_first = ([value(d, REPLAY, "copied", 1, "buffer", of) for d in datasets] for of in shares)
     seeds = max(of.seed.nunique() for of in scores.values())
-    head = [f"average over tasks, {steps:,} steps each, {number_of(seeds)}"]
+    head = [f"average over tasks, {steps:,} steps each, {seeds} seed{'s' * (seeds > 1)}"]
     head += [title for dataset in datasets for title in (f"{DATASETS[dataset].title}: FID ↓", "BPD ↓")]
     measured = [(dataset, *of) for dataset in datasets for of in (("fid", 0), ("bpd", 2))]
     rows = [[label, *(value(dataset, label, *of) for dataset, *of in measured)] for label in STUDIED]
@@ -112,12 +108,12 @@ def benchmark(root: Path = Path()) -> str:
     head, *rows = table_of(mnist := root / "figures/pretrained/pretrained-mnist.md")
     ends = {row[0].removesuffix(", from scratch"): row[head.index("FID ↓")] for row in rows}
     return (
-        f"{PROFILES['benchmark-digits'].settings['steps']} steps, {number_of(seeds_of(board))}, {len(methods)} "
+        f"{PROFILES['benchmark-digits'].settings['steps']} steps, {said_seeds(board)}, {len(methods)} "
         f"methods: finetuning {fid[FINETUNING]}, replay {fid[REPLAY]} (weight 1), distilled replay "
         f"{fid['Distilled replay, weight 1']}, generative distillation "
         f"{fid[DISTILLATION]}, one network a task, begun at the last one's, "
         f"{fid['One model for each task, start previous']}. That order is the digits': on MNIST, "
-        f"{PROFILES['pretrained'].settings['steps']:,} steps, {number_of(seeds_of(mnist))}, experience replay "
+        f"{PROFILES['pretrained'].settings['steps']:,} steps, {said_seeds(mnist)}, experience replay "
         f"(weight 1) has {ends[REPLAY]}, generative distillation {ends[DISTILLATION]}"
     )
 
@@ -137,7 +133,7 @@ def pretrained(root: Path = Path()) -> str:
         )
     )
     return (
-        f"MNIST's tasks ({PROFILES['pretrained'].settings['steps']:,} steps each, {number_of(seeds_of(path))}) from a "
+        f"MNIST's tasks ({PROFILES['pretrained'].settings['steps']:,} steps each, {said_seeds(path)}) from a "
         f"network that was trained on Fashion-MNIST: under finetuning FID is {learned} of that from scratch right "
         f"after each task, and {alone} in the end, as all is forgotten again; generative distillation ends at "
         f"{distilled}, experience replay with weight 1 at {replay} (one pretrained network; "
@@ -167,8 +163,9 @@ def verdicts() -> str:
     found, titles, seeds = [], [], []
     for name in VERDICTS:
         path = Path("figures", f"{name}.md")
-        seeds.append(seeds_of(path))
-        titles.append(f"[{DATASETS[name.split('-')[-1]].title}]({path}), {number_of(seeds[-1])}")
+        said = said_seeds(path)
+        seeds.append(int(said.split()[-2]))  # the most that a row has
+        titles.append(f"[{DATASETS[name.split('-')[-1]].title}]({path}), {said}")
         found.append({row[0]: row for row in table_of(path)})
     run, chance = runs("paper-cpu")[0], ", ".join(f"{n} do 1 time in {2**n}" for n in sorted(set(seeds) - {1}))
     noise = (
