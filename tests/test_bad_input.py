@@ -88,7 +88,6 @@ WORDS = [  # of python -m cldiff
     (["plan", "smoke", "--seeds", "1.5"], "argument --seeds: invalid int value: '1.5'"),
     (["plan", "smoke", "--device", "gpu"], "unknown device 'gpu'; known: auto, cpu, cuda"),
     (["plan", "smoke", "--checkpoint", "0"], "checkpoint=0: expected at least 1 second"),
-    (["plan", "benchmark-mnist"], "no weight of l2 on mnist was chosen yet: `make paper PROFILE=mnist-sweep`"),
     (["list", "smoke", "more"], "unrecognized arguments: more"),
     (["run", "smoke", "--budget", "9 m"], "budget '9 m': expected a number and s, m or h, for example 9m"),
     (["run", "smoke", "--budgt", "9m"], "unrecognized arguments: --budgt 9m"),

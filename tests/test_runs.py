@@ -462,6 +462,9 @@ def test_a_weight_that_no_sweep_chose_is_an_error_where_it_is_needed(monkeypatch
         "mnist-finetune", "mnist-replay-w1", "mnist-replay-w0.01", "mnist-generative-w1"
     ]  # fmt: skip
     assert listed[1].startswith("mnist-l2-...: no weight of l2 on mnist was chosen yet: ") and len(listed) == 10
+    monkeypatch.setattr(sys, "argv", ["cldiff", "plan", "paper-cpu"])
+    with pytest.raises(SystemExit, match="^error: no weight of l2 on mnist was chosen yet: [^\n]*$"):
+        __main__.main()
 
 
 def sweep(fid: dict) -> pd.DataFrame:
