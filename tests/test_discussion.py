@@ -397,6 +397,39 @@ def of_methods() -> Iterator[str]:
     yield "takes {:.2f} times finetuning's time, distillation alone {:.2f}.".format(*took)
 
 
+REFERENCES = "One model for each task", "One model for each task, start previous", "Joint training"
+PENALTIES = "L2", "EWC", "EWC, decay 0.9", "Rank-1 EWC", "MAS", "SI"
+
+
+def of_methods_on_mnist() -> Iterator[str]:
+    r = Results(RESULTS / "benchmark-mnist", "mnist")
+    fid = {label: r.average(label) for label in r.scores.label.unique()}
+    order = sorted(fid.keys() - {*REFERENCES}, key=fid.get)
+    aware, replay, tuned = order[:3]
+    assert [replay, *order[3:5]] == [REPLAY, DISTILLED, f"{DISTILLATION}, not shared"]
+    assert name_of(aware) == "Timestep-aware replay" and name_of(tuned) == "Self-tuned replay"
+    yield (
+        f"timestep-aware replay has {fid[aware]:.0f}, replay of weight 1 {fid[REPLAY]:.0f}, self-tuned replay "
+        f"{fid[tuned]:.0f}, distilled replay {fid[DISTILLED]:.0f}; the first that keeps none, generative distillation "
+        f"with shares of 1, {fid[order[4]]:.0f}."
+    )
+    yield f"{fid[order[4]]:.0f} against {fid[GENERATIVE]:.0f} where new and drawn images count 1 each"
+    yield f"{fid[DISTILLATION]:.0f} against {fid[f'{GENERATIVE}, shared']:.0f} where they count 1/k and 1 - 1/k"
+    assert min(fid[label] for label in PENALTIES) > 2 * fid[REPLAY]
+    penalties = span(fid[label] for label in PENALTIES)
+    yield f"They have {penalties}, A-GEM {fid['A-GEM']:.0f}, finetuning {fid[FINETUNING]:.0f}."
+    alone, previous, joint = (fid[label] for label in REFERENCES)
+    yield f"(one for each task has {alone:.0f}, begun at the last one's {previous:.0f}; joint training {joint:.0f})"
+    bits = [r.average(label, "bpd") for label in (aware, REPLAY, tuned)]
+    yield "{:.2f} bits where replay has {:.2f} and self-tuned replay {:.2f}".format(*bits)
+    right = [r.average(label, "accuracy") for label in (aware, REPLAY)]
+    yield "{:.0f} % of its samples are right ({:.0f} % of replay's)".format(*right)
+    newest = [r.learned(label)[-1] for label in (aware, REPLAY, FINETUNING)]
+    yield "the newest task (FID {:.0f}, replay's {:.0f}, finetuning's {:.0f}).".format(*newest)
+    assert fid["Model averaging"] < min(fid[label] for label in PENALTIES)
+    yield f"Model averaging has {fid['Model averaging']:.0f}, a little less than they."
+
+
 def of_memory_and_length() -> Iterator[str]:
     r, few, some, long = (
         Results(RESULTS / "axes-digits", "digits", notebook="axes"),
@@ -705,6 +738,7 @@ SECTIONS = (
     after_20_000_steps,
     of_fashion_after_20_000_steps,
     of_methods,
+    of_methods_on_mnist,
     in_orders,
     from_a_pretrained_network,
     of_memory_and_length,
