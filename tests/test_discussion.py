@@ -20,6 +20,7 @@ from cldiff.evidence import FINETUNING, GENERATIVE, L2, LIGHT, REPLAY, STUDIED
 from cldiff.learner import Learner
 from cldiff.methods.replay import buffer
 from cldiff.report.benchmark import prices
+from cldiff.report.readme import table_of
 from cldiff.rows import REPLAY_KEPT
 from cldiff.stats import compare, result_matrix, summarise, summarise_replicates
 from cldiff.study import labels_of
@@ -426,6 +427,14 @@ def of_methods_on_mnist() -> Iterator[str]:
     yield "{:.0f} % of its samples are right ({:.0f} % of replay's)".format(*right)
     newest = [r.learned(label)[-1] for label in (aware, REPLAY, FINETUNING)]
     yield "the newest task (FID {:.0f}, replay's {:.0f}, finetuning's {:.0f}).".format(*newest)
+    _, *trials = table_of(ROOT / "figures" / "mnist-sweep" / "sweep-mnist.md")
+    chosen = {method: float(value) for method, _, yes, value, *_ in trials if yes}
+    yield f"(validation FID {chosen['Timestep-aware replay']:.0f}, replay {chosen['Experience replay']:.0f})"
+    without = next(float(value) for _, weight, _, value, *_ in trials if weight == "0")
+    smallest = span(chosen[name] for name in ("L2", "MAS", "SI", "EWC"))
+    yield f"(L2, MAS, SI, EWC: {smallest} with them, {without:.0f} without)"
+    beside = (ROOT / "figures" / "benchmark-mnist" / "published-mnist.md").read_text(encoding="utf-8")
+    yield "(rank correlation {}, p = {})".format(*re.search(r"ours: (.+?), p = (.+?) \(", beside).groups())
     assert fid["Model averaging"] < min(fid[label] for label in PENALTIES)
     yield f"Model averaging has {fid['Model averaging']:.0f}, a little less than they."
 
