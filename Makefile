@@ -175,7 +175,7 @@ colab: setup
 	@$(BIN)/python -m cldiff colab
 
 clean:
-	@case '$(PROFILE)' in ''|*[!a-z0-9-]*) \
+	@case '$(PROFILE)' in ''|*[!a-z0-9_-]*) \
 	  echo "error: PROFILE='$(PROFILE)': expected the name of a profile, of which results and figures are deleted" >&2; exit 1;; esac
 	@printf 'delete results/$(PROFILE) and figures/$(PROFILE)? [y/N] '; read answer; test "$$answer" = y
 	rm -rf results/$(PROFILE) figures/$(PROFILE)

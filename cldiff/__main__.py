@@ -92,7 +92,7 @@ def run(words: argparse.Namespace) -> None:
     from .plan import set_aside_damaged
     from .study import known_profile, planned, results_folder
     from .train import pick_device
-    from .work import left, run_pending
+    from .work import left, run_pending, without_inception
 
     pick_device("auto" if words.cluster else words.device)  # a cluster's workers may have what this machine lacks
     if words.cluster and words.budget is not None or words.shared and not words.cluster:
@@ -118,7 +118,8 @@ def run(words: argparse.Namespace) -> None:
     rest = left(asked, out)
     if failed:
         raise Problem(f"{len(failed)} of {total} runs failed, as said above, {rest - len(failed)} more are left")
-    print(f"{rest} of {total} runs are left" + (": call again to continue" if rest else f", results are in {out}"))
+    then = ": call again to continue" if rest else f", results are in {out}"
+    print(f"{rest} of {total} runs are left{then}{without_inception(asked, out)}")
 
 
 def accept(words: argparse.Namespace) -> None:

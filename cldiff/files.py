@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 
 from filelock import AcquireReturnProxy, FileLock, SoftFileLock
 
-from .errors import Problem
+from .errors import NO_MEMORY, Problem
 
 ANSWER = 60  # seconds that a server may take for each piece of a download
 NOT_OFFERED = (EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP)  # how a file system says that it does not have what is asked for
@@ -111,6 +111,8 @@ def tensors(content: bytes, path: Path, device: object = "cpu") -> object:
     try:
         return torch.load(io.BytesIO(content[32:]), map_location=device, weights_only=True)
     except Exception as error:
+        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+            raise Problem(f"out of memory, on reading {path}") from None
         raise foreign(path, error) from None
 
 

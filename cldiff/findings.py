@@ -15,9 +15,9 @@ from .stats import CHANCE
 
 NOT_RUN = "not run yet"  # the verdict where rows lack
 RULE = (
-    "A finding holds if all its conditions, which are ours, are met, and in part if a decisive one is (where none is "
-    "marked, any); else it is within noise if a decisive one is undecided, and does not hold otherwise. In brackets: "
-    "how many are met."
+    "A finding is split into conditions, which are ours. It *holds* if all are met, *in part* if a decisive one is "
+    "(any, where none is marked; in brackets: how many are met); else it is *within noise* if a decisive one is "
+    "undecided, and *does not hold* otherwise."
 )
 
 

@@ -14,6 +14,7 @@ from .features import FeatureError, load_inception, load_lenet, real_features
 from .learner import Learner
 from .methods.replay import buffer
 from .metrics import (
+    METRICS,
     NEIGHBOURS,
     AgainstKept,
     AgainstReal,
@@ -32,7 +33,7 @@ from .metrics import (
 from .results import COLUMNS, provenance, save_result
 from .run import Run
 from .tasks import Task, data_sha256, to_model, to_uint8
-from .train import Step, one_line_errors
+from .train import CHECKPOINT, Step, one_line_errors
 
 RECORDED = ("scores", "curves", "bootstrap", "samples")  # what is added to a learner's record
 SHOWN = 10  # samples of each task that samples.png shows
@@ -72,6 +73,7 @@ class Measurer:
             }
             for extractor in self.extractors
         }
+        self.means = {e.name: e.sha256 for e in self.extractors} | dict.fromkeys(METRICS, "")
         fewest = min(len(real.features) for of in self.real.values() for parts in of.values() for real in parts)
         if fewest <= NEIGHBOURS:
             raise Problem(
@@ -83,6 +85,12 @@ class Measurer:
         start = time.perf_counter()
         for name in RECORDED:
             step.learner.record.setdefault(name, [])
+        then = step.learner.record.setdefault("means", self.means)
+        if changed := sorted(name for name in then.keys() | self.means if then.get(name) != self.means.get(name)):
+            raise Problem(
+                f"{self.run.name}: {', '.join(changed)} came, went or changed since its first task was measured: put "
+                f"that back, or remove its {CHECKPOINT} and first_task/{self.run.first_task_name}.pt to begin anew"
+            )
         if self.made not in (made := step.learner.record.setdefault("provenance", [])):
             if made and made[-1]["commit"] != self.made["commit"]:
                 then, now = (of["commit"] or "no commit" for of in (made[-1], self.made))
@@ -170,18 +178,11 @@ class Measurer:
 
     def _resampled(self, drawn: Drawn, extractor: str) -> dict[str, list[float]]:
         """Replicates of the headline metrics of samples."""
-        again = [drawn.resampled(pick) for pick in resampled(len(drawn.features))]
-        real = {split: parts[drawn.task.index] for split, parts in self.real[extractor].items()}
-        return {
-            **{
-                name: [float(metric.value(d, real[metric.split])) for d in again]
-                for name, metric in metrics_of(AgainstReal, headline=True).items()
-            },
-            **{
-                name: [float(metric.value(d)) for d in again]
-                for name, metric in metrics_of(OfClasses, headline=True).items()
-            },
-        }
+        again, real = [drawn.resampled(pick) for pick in resampled(len(drawn.features))], self.real[extractor]
+        against, of_classes = (metrics_of(kind, headline=True).items() for kind in (AgainstReal, OfClasses))
+        values = {name: [m.value(d, real[m.split][drawn.task.index]) for d in again] for name, m in against}
+        values |= {name: [m.value(d) for d in again] for name, m in of_classes}
+        return {name: list(map(float, of)) for name, of in values.items()}
 
     def _of_images(self, learner: Learner, task: Task, row: dict) -> dict[str, list[float]]:
         """The metrics of test images; returns replicates of the headline ones."""
@@ -217,7 +218,6 @@ class Measurer:
         record = learner.record
         tables = {f"{name}.csv": record[name] for name in ("curves", "bootstrap")}
         tables["scores.csv"] = record["scores"] + self.floors()
-        own = {e.name: e.sha256 for e in self.extractors}
         with located_errors():
             held = learner.method.held(learner)
         facts = {
@@ -226,10 +226,10 @@ class Measurer:
             "earlier": [made for made in record["provenance"] if made != self.made],  # of a run that went on elsewhere
             "accuracy": {e.name: e.accuracy for e in self.extractors if e.accuracy},
             "held": held,
-            "sha256": {"data": data_sha256(self.run.dataset), **learner.begun, **own},
+            "sha256": {"data": data_sha256(self.run.dataset), **learner.begun}
+            | {e.name: e.sha256 for e in self.extractors},
         }
-        picture = mosaic(record["samples"])
-        save_result(Path(folder), self.run, learner.ema, learner.arguments, tables, picture, facts)
+        save_result(Path(folder), self.run, learner.ema, learner.arguments, tables, mosaic(record["samples"]), facts)
 
 
 def score(

@@ -134,7 +134,8 @@ def _tasks(
                     learner.load(begun)
                     yield from _steps(learner, begun, checkpoint_seconds)
                     learner.save(first)
-                for left in (begun, before(begun)):  # also where a kill came between
+                # Also where a kill came between, and what it left half-written.
+                for left in (begun, before(begun), *first.parent.glob(f".*-{first.stem}.*")):
                     left.unlink(missing_ok=True)
         while not first_task_only:
             yield from _steps(learner, path, checkpoint_seconds)

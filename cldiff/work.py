@@ -1,5 +1,6 @@
 """Work done: one run, from its claim to its results, and several one after the other."""
 
+import json
 import math
 import os
 import signal
@@ -95,6 +96,7 @@ def make_run(
                 # What this call has not measured yet takes no longer than all that was measured before it.
                 most = longest.get(coming, step.learner.seconds["measure"] if any(coming) else 0)
                 if stop(5 + 2 * most) and step.total < total:
+                    step.learner.check(step.loss)
                     step.learner.save(step.learner.checkpoint)
                     return False
         except Timeout:  # asked to stop while another process trained the first task
@@ -175,3 +177,10 @@ def progress_bar(title: str, tasks: int | None = None) -> Iterator[Callable[[Ste
 
 def left(runs: list[Run], out: Path) -> int:
     return sum(not (out / run.name / "result.json").exists() for run in runs)
+
+
+def without_inception(runs: list[Run], out: Path) -> str:
+    """How many finished runs lack the numbers of Inception that they were to have, as the end of a sentence."""
+    paths = [out / run.name / "result.json" for run in runs if run.inception]
+    lack = sum("inception" not in json.loads(path.read_text())["sha256"] for path in paths if path.exists())
+    return f"; {lack} lack the numbers of Inception, as those who made them could not have it" if lack else ""

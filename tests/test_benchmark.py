@@ -91,18 +91,18 @@ def test_real_images_are_seen_by_the_lenet_alone(measured):
 def test_prices_compare_with_finetuning_of_the_same_seed_on_the_same_machine(measured, tmp_path):
     source = next(measured.glob("*/result.json")).parent
 
-    def add(method, seed, seconds, machine, gpu=None, cpu=None, **held):
+    def add(method, seed, cpu, machine, gpu=None, clock=99, **held):
         run = tiny(method, seed=seed)
         folder = tmp_path / run.name
         shutil.copytree(source, folder)
         result = json.loads((folder / "result.json").read_text())
-        took = {"train": seconds, "measure": 0} | ({} if cpu is None else {"train_cpu": cpu})
+        took = {"train": clock, "measure": 0} | ({} if cpu is None else {"train_cpu": cpu})
         result |= {"seconds": took, "machine": {"cpu": machine, "gpu": gpu}, "held": held}
         result["run"] |= {"method": method, "seed": seed, "weight": run.weight}
         (folder / "result.json").write_text(json.dumps(result))
         return run.label
 
-    finetune = [add("finetune", seed, seconds, machine) for seed, seconds, machine in ((0, 10, "a"), (1, 20, "b"))][0]
+    finetune = [add("finetune", seed, cpu, machine) for seed, cpu, machine in ((0, 10, "a"), (1, 20, "b"))][0]
     replay = [add("replay", seed, 30, m, images=10, bytes=7000) for seed, m in ((0, "a"), (1, "b"))][0]
     l2 = [add("l2", seed, 30, "b") for seed in (0, 3)][0]  # on another machine, and a seed that finetuning lacks
     found = prices(tmp_path, "digits", [l2, replay, finetune])
@@ -118,16 +118,20 @@ def test_prices_compare_with_finetuning_of_the_same_seed_on_the_same_machine(mea
         [finetune, "x 1.00", "3", "", ""],
     ]
     for seed, gpu in ((4, None), (5, "H100")):  # the CPU's time, and on a GPU the clock's
-        add("finetune", seed, 10, "c", gpu, cpu=2)
-        add("generative", seed, 40, "c", gpu, cpu=3)
+        add("finetune", seed, 2, "c", gpu, clock=10)
+        add("generative", seed, 3, "c", gpu, clock=40)
     generative = tiny("generative").label
-    assert prices(tmp_path, "digits", [generative]).time.item() == pytest.approx((3 / 2 + 40 / 10) / 2)
-    add("generative", 0, 30, "a", cpu=3)  # finetuning's is older than this count: by the clock, on the same machine
-    mixed = prices(tmp_path, "digits", [generative]).loc[generative]
-    assert mixed.time == pytest.approx((3 / 2 + 40 / 10 + 30 / 10) / 3) and not mixed.apart
-    add("generative", 9, 30, "z", cpu=3)  # a seed that finetuning lacks is compared with nobody's
+    price = (3 / 2 + 40 / 10) / 2
+    assert prices(tmp_path, "digits", [generative]).time.item() == pytest.approx(price)
+    add("finetune", 6, None, "c")  # from before the CPU's was counted: the clock's would hold what others did
+    add("generative", 6, 3, "c")
+    add("l2", 4, None, "c")
+    mixed = prices(tmp_path, "digits", [generative, l2])
+    assert mixed.time[generative] == pytest.approx(price) and pd.isna(mixed.time[l2])
+    assert not mixed.apart[generative]
+    add("generative", 9, 3, "z")  # a seed that finetuning lacks is compared with nobody's
     more = prices(tmp_path, "digits", [generative]).loc[generative]
-    assert more.time == mixed.time and not more.apart
+    assert more.time == mixed.time[generative] and not more.apart
 
 
 def test_the_study_reads_its_own_rows_from_among_the_benchmarks(measured, tmp_path):

@@ -15,12 +15,13 @@ from conftest import DATA, need
 from matplotlib import rc_context
 
 from cldiff import Diffusion, Run, load_bootstrap, load_curves, load_scores, load_tasks
-from cldiff.contrasts import Contrast, compared
+from cldiff.contrasts import Contrast, compared, outcomes
 from cldiff.evidence import FINETUNING, GENERATIVE, L2, LIGHT, REPLAY, STUDIED
 from cldiff.learner import Learner
 from cldiff.methods.replay import buffer
 from cldiff.report.benchmark import prices
 from cldiff.report.readme import table_of
+from cldiff.report.tables import mean_and_error
 from cldiff.rows import REPLAY_KEPT
 from cldiff.stats import compare, result_matrix, summarise, summarise_replicates
 from cldiff.study import labels_of
@@ -188,9 +189,11 @@ def after_20_000_steps() -> Iterator[str]:
     yield "makes up for it: {2:.2f} after task 2, {3:.2f} in the end.".format(*way)
     yield f"bits were {listed(rows[FINETUNING][[10_000, 15_000, 20_000]], '.2f')} after 10,000, 15,000 and 20,000 steps"
     (gain, late, share), (more, of_light, _) = r.bits(FINETUNING, 50), r.bits(LIGHT, 50)
-    yield f"Of the {-gain:.3f} bits that task 1 gains, the timesteps from 50 on, where its digits are lost, cost {late:.3f},"
-    yield f"and those before 50 bring {late - gain:.3f} (losses at every fiftieth timestep"
-    yield f"Weight 0.01 gains the same {of_light - more:.3f} before 50 and loses {of_light:.3f} from there on: the"
+    yield f"Of the {-gain:.3f} bits that task 1 gains, the timesteps from 50 on, where its digits are lost, cost {late:.3f} (losses"
+    yield f"the rest, which is put down to those before 50, brings {late - gain:.3f}."
+    yield f"Weight 0.01 gains the same {of_light - more:.3f} before 50 and loses {of_light:.3f} from there on: {gain - more:.2f} bits"
+    right = [r.matrix(label, "accuracy")[-1, 0] for label in (LIGHT, FINETUNING)]
+    yield "({:.0f} and {:.1f} % of the samples right)".format(*right)
     yield f"The timesteps from 50 on are {100 * share:.0f} % of task 1's bits"
     fashion = Results(RESULTS / "paper-cpu", "fashion_mnist")
     for label in STUDIED:
@@ -324,7 +327,11 @@ def of_fashion_after_20_000_steps() -> Iterator[str]:
         REPLAY,
     ]
     fid, bpd = r.average(L2), r.average(L2, "bpd")
-    yield f"Its average FID, {fid:.0f}, is before finetuning's alone, its bits, {bpd:.2f}, before those of replay with"
+    yield f"Its average FID, {fid:.0f}, is better than finetuning's alone, its bits, {bpd:.2f}, better than those of"
+    heads, *rows = table_of(ROOT / "figures" / "paper-cpu" / "table_protocols_bpd-fashion_mnist.md")
+    unclipped = {row[0]: float(row[heads.index("fixedlarge, unclipped ↓")]) for row in rows}
+    assert unclipped[L2] > unclipped[REPLAY]
+    yield f"worse than these too: {unclipped[L2]:.2f} and {unclipped[REPLAY]:.2f})"
     lost = {m: {x: r.old(x, m) - r.before(x, m) for x in STUDIED} for m in ("bpd", "fid")}
     labels = LIGHT, L2, FINETUNING, GENERATIVE, REPLAY
     yield (
@@ -383,6 +390,9 @@ def of_methods() -> Iterator[str]:
     yield f"are its only ones on all data (FID {r.average('Joint training'):.0f})"
     first = result_matrix(r.scores[(r.scores.label == REPLAY) & (r.scores.seed == 0)], "fid", "test")[-1].mean()
     yield f"here {r.average(DISTILLATION):.1f} and {r.average(REPLAY):.1f}, and {first:.1f}."
+    first = result_matrix(r.scores[(r.scores.label == REPLAY) & (r.scores.seed == 0)], "fid", "validation")[-1].mean()
+    there = Results(RESULTS / "orders", "digits", notebook="orders").arms.fid_validation[f"{REPLAY}, label"][0]
+    yield f"moves by up to {first - there:.0f} in validation FID (replay of weight 1, seed 0: {there:.1f} there, {first:.1f} here)"
     pair = "Distillation and rank-1 EWC"
     tables = summarise(r.scores), summarise_replicates(load_bootstrap(r.path, r.dataset))
     worse = compare(*tables, pair, DISTILLATION, "fid", "average")
@@ -409,32 +419,59 @@ def of_methods_on_mnist() -> Iterator[str]:
     aware, replay, tuned = order[:3]
     assert [replay, *order[3:5]] == [REPLAY, DISTILLED, f"{DISTILLATION}, not shared"]
     assert name_of(aware) == "Timestep-aware replay" and name_of(tuned) == "Self-tuned replay"
+    seeds = r.scores.groupby("label").seed.nunique()
+    assert {*seeds[seeds == 3].index} == {*order[:5], FINETUNING} and set(seeds) == {1, 3}
+
+    def said(label: str) -> str:
+        return mean_and_error(pd.Series(r.averages(label)), 0)
+
     yield (
-        f"timestep-aware replay has {fid[aware]:.0f}, replay of weight 1 {fid[REPLAY]:.0f}, self-tuned replay "
-        f"{fid[tuned]:.0f}, distilled replay {fid[DISTILLED]:.0f}; the first that keeps none, generative distillation "
-        f"with shares of 1, {fid[order[4]]:.0f}."
+        f"timestep-aware replay has {said(aware)}, replay of weight 1 {said(REPLAY)}, self-tuned replay "
+        f"{said(tuned)}, distilled replay {said(DISTILLED)}; the first that keeps none, generative distillation "
+        f"with shares of 1, {said(order[4])}."
     )
-    yield f"{fid[order[4]]:.0f} against {fid[GENERATIVE]:.0f} where new and drawn images count 1 each"
-    yield f"{fid[DISTILLATION]:.0f} against {fid[f'{GENERATIVE}, shared']:.0f} where they count 1/k and 1 - 1/k"
+    yield f"{said(order[4])} against {said(GENERATIVE)} where new and drawn images count 1 each"
+    yield f"{said(DISTILLATION)} against {said(f'{GENERATIVE}, shared')} where they count 1/k and 1 - 1/k"
     assert min(fid[label] for label in PENALTIES) > 2 * fid[REPLAY]
     penalties = span(fid[label] for label in PENALTIES)
-    yield f"They have {penalties}, A-GEM {fid['A-GEM']:.0f}, finetuning {fid[FINETUNING]:.0f}."
+    yield f"They have {penalties}, A-GEM {said('A-GEM')}, finetuning {said(FINETUNING)}."
+    assert all(min(r.averages(label)) > max(r.averages(aware)) for label in fid.keys() - {aware})  # "on each seed"
     alone, previous, joint = (fid[label] for label in REFERENCES)
     yield f"(one for each task has {alone:.0f}, begun at the last one's {previous:.0f}; joint training {joint:.0f})"
-    bits = [r.average(label, "bpd") for label in (aware, REPLAY, tuned)]
-    yield "{:.2f} bits where replay has {:.2f} and self-tuned replay {:.2f}".format(*bits)
+    arms = outcomes(r.scores, r.curves)
+    of = [(one, REPLAY, outcome) for one in (aware, tuned) for outcome in ("fid", "bpd")]
+    ahead, bits, same, its_bits = (row for _, row in compared(arms, [Contrast("", *x) for x in of]).iterrows())
+    yield f"its FID is x {interval(ahead)} (three seeds, not corrected: chance is not excluded,"
+    assert ahead.low < 1 < ahead.high and its_bits.low < 0 < its_bits.high
+    yield f"and it pays {interval(bits)} bits"
+    yield f"Self-tuned replay is replay here, in FID (x {interval(same)}) and bits."
     right = [r.average(label, "accuracy") for label in (aware, REPLAY)]
     yield "{:.0f} % of its samples are right ({:.0f} % of replay's)".format(*right)
     newest = [r.learned(label)[-1] for label in (aware, REPLAY, FINETUNING)]
-    yield "the newest task (FID {:.0f}, replay's {:.0f}, finetuning's {:.0f}).".format(*newest)
+    yield "the newest task (FID {:.0f}, replay's {:.0f}, finetuning's {:.0f}),".format(*newest)
     _, *trials = table_of(ROOT / "figures" / "mnist-sweep" / "sweep-mnist.md")
     chosen = {method: float(value) for method, _, yes, value, *_ in trials if yes}
     yield f"(validation FID {chosen['Timestep-aware replay']:.0f}, replay {chosen['Experience replay']:.0f})"
     without = next(float(value) for _, weight, _, value, *_ in trials if weight == "0")
+    lowest = [name for name in ("L2", "MAS", "SI", "EWC", "Rank-1 EWC") if chosen[name] < without]
+    assert lowest == ["EWC"]
+    yield f"than none but EWC's, by {without - chosen['EWC']:.1f}."
     smallest = span(chosen[name] for name in ("L2", "MAS", "SI", "EWC"))
     yield f"(L2, MAS, SI, EWC: {smallest} with them, {without:.0f} without)"
-    beside = (ROOT / "figures" / "benchmark-mnist" / "published-mnist.md").read_text(encoding="utf-8")
-    yield "(rank correlation {}, p = {})".format(*re.search(r"ours: (.+?), p = (.+?) \(", beside).groups())
+    on_digits, on_mnist = (
+        x.contrast(SIGMOID, REPLAY) for x in (TWO, Results(RESULTS / "replay-mnist", "mnist", "replay"))
+    )
+    assert round(on_digits.difference, 2) == 1
+    yield f"and x {interval(on_mnist)} on MNIST (p = {on_mnist.holm:.2f} by Holm)"
+    for name in ("digits", "mnist"):
+        beside = (ROOT / "figures" / f"benchmark-{name}" / f"published-{name}.md").read_text(encoding="utf-8")
+        first, *_, last = re.findall(r"(\d\.\d\d), p = (\d\.\d\d) \(published", beside)
+        if name == "digits":
+            yield "On the digits it is {} (p = {}, not told".format(*first)
+        else:
+            yield "(rank correlation {}, p = {}; with its CIFAR-10 {}, p = {})".format(*first, *last)
+    close = [fid[label] for label in ("EWC", "Rank-1 EWC", FINETUNING)]
+    yield f"lie within {100 * (max(close) / min(close) - 1):.0f} % of each other here"
     assert fid["Model averaging"] < min(fid[label] for label in PENALTIES)
     yield f"Model averaging has {fid['Model averaging']:.0f}, a little less than they."
 
@@ -470,6 +507,9 @@ def of_memory_and_length() -> Iterator[str]:
     apart = [against(DISTILLED, other, few) for other in (REPLAY, light)]
     yield "x {} and x {} (p = {:.2f} and {:.2f})".format(*map(interval, apart), *(of.holm for of in apart))
     heart = from_some(REPLAY, few)
+    copied = [r.arms.copied[f"{label}, {few}"] for label in (REPLAY, DISTILLED)]
+    assert not copied[1].any()
+    yield f"{span(copied[0])} % of its samples for old tasks are copies, none under distilled replay; its bits"
     yield f"its bits rise from {bits(REPLAY, some)} to {bits(REPLAY, few)} (p = {heart.holm:.3f}), those of 0.1 stay ({bits(light, some)} and {bits(light, few)})"
     own = [against(tuned, other, few, "bpd") for other in (REPLAY, light)]
     yield f"Not shown: {bits(tuned, few)} bits, {own[0].difference:+.2f} [{own[0].low:+.2f}, {own[0].high:+.2f}] against weight 1, and {own[1].difference:.2f} more than weight 0.1."
@@ -505,7 +545,8 @@ def in_orders() -> Iterator[str]:
     leads = [r.contrast(f"{DISTILLATION}, {order}", f"{REPLAY}, {order}").holm for order in ORDERS]
     yield f"beyond noise in none (Holm p of {min(leads):.1f} and more)"
     replay, alone = (between(r, label) for label in (REPLAY, FINETUNING))
-    yield f"By FID distillation passes (the largest mean is {between(r, DISTILLATION):.2f} times the smallest), replay does"
+    other = interval(r.contrast(f"{DISTILLATION}, reversed", f"{DISTILLATION}, label"))
+    yield f"passes (the largest is {between(r, DISTILLATION):.2f} times the smallest; reversed against label x {other},"
     yield f"replay does not ({replay:.2f} times; finetuning {alone:.2f} times)"
     row = r.contrast(f"{REPLAY}, reversed", f"{REPLAY}, label", "forgetting")
     yield f"(replay, reversed against label: {row.difference:+.0f} [{row.low:+.0f}, {row.high:+.0f}])"
@@ -517,6 +558,9 @@ def in_orders() -> Iterator[str]:
     yield f"half learned (FID {span(r.mean(f'{DISTILLATION}, {x}', 'fid_learned') for x in ORDERS)} right after a task"
     yield from (f"replay varies there by x {between(r, x):.2f}, as much as finetuning" for x in (REPLAY, FINETUNING))
     yield f"distillation by x {between(r, DISTILLATION):.2f}"
+    short = Results(RESULTS / "pretrained", "mnist", notebook="pretrained").arms.fid
+    seeds = [short[f"{label}, from scratch"] for label in (REPLAY, FINETUNING)]
+    yield "differ by x {:.2f}, finetuning's by x {:.2f}".format(*(fid.max() / fid.min() for fid in seeds))
 
 
 def from_a_pretrained_network() -> Iterator[str]:
@@ -548,7 +592,7 @@ def from_a_pretrained_network() -> Iterator[str]:
     yield f"(Holm p = {replay.holm:.2f} for both)"
     assert round(replay.holm, 2) == round(distilled.holm, 2) and alone.holm < 0.05 < replay.holm
     gains = [learned.xs(f"{x}, {starts[1]}") - learned.xs(f"{x}, {starts[0]}") for x in labels]
-    shares = "{:.0f} % of finetuning's gain, {:.0f} % of replay's, {:.0f} % of distillation's.".format(
+    shares = "{:.0f} % of finetuning's gain (of FID, summed over tasks), {:.0f} % of replay's, {:.0f} % of distillation's.".format(
         *(100 * gain["first"].mean() / (gain["first"].mean() + 4 * gain.fid_later.mean()) for gain in gains)
     )
     yield f"the same network in all three, has {of_replay('first', ' in place of ')}: {shares}"
@@ -573,7 +617,7 @@ def from_a_pretrained_network() -> Iterator[str]:
     beside = [
         r.mean(f"{DISTILLATION}, {s}", "fid_learned") / r.mean(f"{FINETUNING}, {s}", "fid_learned") for s in starts
     ]
-    yield "(FID right after a task x {1:.2f} and x {0:.2f})".format(*beside)
+    yield "FID is x {1:.2f} finetuning's from scratch and x {0:.2f} from the pretrained".format(*beside)
     fewer = [-against(label, "bpd").difference for label in labels]
     yield "is lower by {:.2f} (finetuning), {:.2f} (replay) and {:.2f} bits (distillation)".format(*fewer)
     then, now = ([r.mean(f"{label}, {s}", "forgetting_bpd") for label in labels] for s in reversed(starts))
@@ -618,7 +662,10 @@ def in_a_sequence_of_ten() -> Iterator[str]:
     assert (
         more[DISTILLATION] < margin(generated) and more[REPLAY] > margin(heavy) and more[DISTILLED] > margin(distilled)
     )
-    yield f"Generative distillation does not ({lost(generated)}, a tenth is {margin(generated):.0f}); distilled replay does"
+    row = contrasts.set_index("first").loc[f"{DISTILLATION}, {clothes}"]
+    assert row.low < margin(generated) < row.high
+    yield f"does not by means ({lost(generated)}, a tenth is {margin(generated):.0f}; a difference of {row.difference:+.0f}"
+    yield f"a difference of {row.difference:+.0f} [{row.low:+.0f}, {row.high:+.0f}], so that"
     yield f"distilled replay does ({lost(distilled)}; {margin(distilled):.0f}) and so does replay ({lost(heavy)}; {margin(heavy):.0f})"
     jumps = (x.rise_at_once for x in (distilled, heavy, generated))
     yield "speak against it: {:.0f} under distilled replay, {:.0f} under replay, {:.0f} under generative distillation.".format(
@@ -779,6 +826,6 @@ def test_quoted_bits_of_a_histogram(dataset):
     need(dataset)
     tasks = load_tasks(dataset, DATA)
     bits = np.mean([histogram_bits(task.train.images.numpy(), task.test.images.numpy()) for task in tasks])
-    pages = {"mnist": {"docs/results.md": "MNIST's test images in {}", "README.md": "of each pixel needs {}."}}
+    pages = {"mnist": {"docs/results.md": "MNIST's test images in {}", "README.md": "of each pixel needs {},"}}
     for path, said in pages.get(dataset, {"docs/results.md": "Fashion-MNIST's in {}"}).items():
         assert said.format(f"{bits:.2f}") in (ROOT / path).read_text(encoding="utf-8")

@@ -340,7 +340,7 @@ def test_a_finding_is_asked_where_the_rows_that_it_compares_are_there_and_answer
     whole.loc[left, ["measured", "conditions", "verdict"]] = ["", "", "not run yet"]
     pd.testing.assert_frame_equal(part, whole)
     missing = [label for label in STUDIED if label not in there]
-    assert f"Not run yet: {'; '.join(missing)}. A finding holds" in note if missing else "Not run yet" not in note
+    assert f"Not run yet: {'; '.join(missing)}. A finding is split" in note if missing else "Not run yet" not in note
 
 
 def test_the_findings_ask_about_the_rows_of_the_study():

@@ -1,6 +1,7 @@
 """`python -m cldiff run`: the runs of a profile without Jupyter, stopped and killed and called again."""
 
 import dataclasses
+import json
 import math
 import random
 import signal
@@ -18,7 +19,10 @@ import cldiff.measure
 import cldiff.train
 from cldiff import plan, work
 from cldiff.__main__ import main, seconds
+from cldiff.errors import Problem
 from cldiff.files import claim
+from cldiff.learner import TrainingError
+from cldiff.metrics import METRICS
 from cldiff.results import FILES, WEIGHTS
 from cldiff.study import runs
 from cldiff.train import first_task_path
@@ -96,11 +100,56 @@ def test_what_a_kill_left_of_a_finished_run_or_first_task_is_removed(two, tmp_pa
     folder, first = tmp_path / two[0].name, first_task_path(two[0], tmp_path / two[0].name)
     left = [folder / "checkpoint.pt", folder / "checkpoint.before.pt"]
     begun = [first.with_suffix(".begun.pt"), first.with_suffix(".begun.before.pt")]
-    for path in (*left, *begun):
+    begun += [first.with_name(f".01ab-{path.name}") for path in (first, begun[0])]  # half-written
+    others = first.with_name(".01ab-other.pt")
+    for path in (*left, *begun, others):
         path.write_bytes(first.read_bytes())
     assert make_run(two[0], folder, device="cpu") and not any(path.exists() for path in left)
     assert make_run(two[1], tmp_path / two[1].name, device="cpu") and not any(path.exists() for path in begun)
-    assert first.exists()
+    assert first.exists() and others.exists()
+
+
+def test_a_run_that_is_stopped_keeps_no_network_that_is_no_number(two, tmp_path):
+    """Between two of the looks that training takes."""
+    run, spoiled = tiny(steps=3), []
+    folder = tmp_path / run.name
+
+    def spoil(step):
+        if (step.task, step.step) == (1, 2):
+            next(step.learner.net.parameters()).data.fill_(math.nan)
+            spoiled.append(step)
+
+    with pytest.raises(TrainingError, match="no longer finite at step 2 of task 2: .* the last checkpoint is kept$"):
+        make_run(run, folder, device="cpu", progress=spoil, stop=lambda _: bool(spoiled))
+    assert not (folder / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("of", ["first task", "checkpoint"])
+def test_what_was_measured_by_other_means_is_not_gone_on_with(of, two, tmp_path, monkeypatch):
+    run_pending(two[:1], tmp_path, device="cpu")
+    first = first_task_path(two[1], tmp_path / two[1].name)
+    if of == "checkpoint":
+        assert pending(two, tmp_path, budget=0) == 1
+        first.unlink()
+    monkeypatch.delitem(METRICS, "recall")
+    named = (
+        rf"^{two[1].name}: recall came, went or changed .* or remove its checkpoint.pt and first_task/{first.name} to"
+    )
+    with pytest.raises(Problem, match=named):
+        pending(two, tmp_path)
+    for path in (first, tmp_path / two[1].name / "checkpoint.pt"):
+        path.unlink(missing_ok=True)
+    assert pending(two, tmp_path) == 0
+
+
+def test_runs_that_lack_inception_are_counted(tmp_path):
+    asked = [tiny(seed=seed, inception=seed < 3) for seed in range(4)]  # the third is not made, nor asked for it
+    for run, own in zip(asked, ({"inception": "0"}, {}, None, {})):
+        if own is not None:
+            (tmp_path / run.name).mkdir()
+            (tmp_path / run.name / "result.json").write_text(json.dumps({"sha256": {"lenet": "0", **own}}))
+    assert work.without_inception(asked, tmp_path).startswith("; 1 lack the numbers of Inception")
+    assert work.without_inception(asked[:1], tmp_path) == ""
 
 
 def test_waiting_for_the_first_task_of_another_process_ends_with_the_budget(two, tmp_path):

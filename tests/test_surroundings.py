@@ -709,11 +709,12 @@ def test_lab_opens_the_notebooks_of_this_clone(tmp_path):
     assert make(clone, "lab", CDPATH=str(other)).stdout.splitlines()[-1] == str(clone / "notebooks")
 
 
-def test_clean_deletes_the_folders_of_a_profile(tmp_path):
+@pytest.mark.parametrize("profile", ["digits", "benchmark-fashion_mnist"])
+def test_clean_deletes_the_folders_of_a_profile(profile, tmp_path):
     kinds = ("results", "figures")
-    for kind, name in itertools.product(kinds, ("small", "digits")):
+    for kind, name in itertools.product(kinds, ("small", profile)):
         (tmp_path / kind / name).mkdir(parents=True)
-    assert make(tmp_path, "clean", "PROFILE=digits").returncode == 0
+    assert make(tmp_path, "clean", f"PROFILE={profile}").returncode == 0
     assert [[path.name for path in (tmp_path / kind).iterdir()] for kind in kinds] == [["small"]] * 2
 
 

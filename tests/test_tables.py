@@ -110,6 +110,8 @@ def test_rows_of_fewer_seeds_are_named_or_those_that_have_all_where_they_are_les
     scores = pd.DataFrame(of, columns=["label", "seed"]).assign(dataset="mnist")
     assert seeds_note(scores) == "MNIST, n = 1 to 3 seeds (3: A), mean ± standard error"
     assert seeds_note(scores[scores.label != "C"]).startswith("MNIST, n = 2 to 3 seeds (fewer: B), ")
+    more = pd.concat([scores, scores[scores.label == "A"].assign(label="D, weight 1")])
+    assert seeds_note(more).startswith("MNIST, n = 1 to 3 seeds (fewer: B; C), ")
     assert seeds_note(scores[scores.label == "A"]) == "MNIST, n = 3 seeds, mean ± standard error"
     assert seeds_note(scores[scores.seed == 0]) == "MNIST, n = 1 seed"
 

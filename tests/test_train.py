@@ -359,6 +359,21 @@ def test_code_in_a_checkpoint_is_not_executed(three, tmp_path):
     assert not (tmp_path / "harm").exists() and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")])
+def test_a_checkpoint_for_which_there_is_no_memory_is_not_to_blame(error, three, tmp_path, monkeypatch):
+    next(train(tiny(), three, tmp_path / "run", checkpoint_seconds=0))
+    save_tensors(tmp_path / "run" / "checkpoint.pt", {})
+
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(Problem, match="^out of memory"):
+        next(train(tiny(), three, tmp_path / "run"))
+    with pytest.raises(Problem, match=f"^out of memory, on reading {tmp_path / 'run' / 'checkpoint.pt'}$"):
+        load_tensors(tmp_path / "run" / "checkpoint.pt")
+
+
 def begun(run: Run, tasks: list, folder) -> dict:
     """A run that was stopped after its fourth step, in the second of two tasks; returns its checkpoint."""
     for step in train(run, tasks, folder, checkpoint_seconds=0):

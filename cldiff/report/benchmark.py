@@ -130,9 +130,9 @@ def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame
     """What each label costs, the index: "time" of training, finetuning of the same seed and machine being 1, mean over
     seeds, NaN where there is none; "passes" in a step, see Method.passes; "images" and "bytes" held, see Method.held,
     NaN where a run did not record them; "apart": whether a seed was run on another machine than finetuning's. Time is
-    the CPU's, in which waiting for other work does not count; on a GPU, and beside runs from before it was counted,
-    the clock's. Raises ValueError for a label that no run there has."""
-    runs, clocks, same = [], ["train_cpu", "train"], ["seed", "machine"]
+    the CPU's, in which waiting for other work does not count (runs from before it was counted have none); on a GPU the
+    clock's. Raises ValueError for a label that no run there has."""
+    runs, same = [], ["seed", "machine"]
     for result in load_results(results, dataset).values():
         run, took = Run(**result["run"]), result["seconds"]
         runs.append(
@@ -140,8 +140,7 @@ def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame
                 "label": run.label,
                 "seed": run.seed,
                 "machine": str(result["machine"]),
-                "train": took["train"],
-                "train_cpu": np.nan if result["machine"]["gpu"] else took.get("train_cpu", np.nan),
+                "took": took["train"] if result["machine"]["gpu"] else took.get("train_cpu", np.nan),
                 "passes": METHODS[run.method].passes,
                 "images": result.get("held", {}).get("images"),
                 "bytes": result.get("held", {}).get("bytes"),
@@ -152,10 +151,10 @@ def prices(results: str | Path, dataset: str, labels: list[str]) -> pd.DataFrame
         raise ValueError(
             f"no run in {results} has the label {min(unknown)!r}; known: {'; '.join(sorted(set(runs.label)))}"
         )
-    alone = runs[runs.label == FINETUNING].groupby(same)[clocks].mean()
-    shares = runs[clocks] / runs[same].join(alone, on=same)[clocks]
-    runs["time"] = shares.train_cpu.fillna(shares.train)
-    runs["apart"] = runs.seed.isin(alone.index.get_level_values("seed")) & shares.train.isna()
+    alone = runs[runs.label == FINETUNING].groupby(same).took.mean()
+    runs["time"] = runs.took / runs[same].join(alone.rename("alone"), on=same).alone
+    here = pd.MultiIndex.from_frame(runs[same]).isin(alone.index)
+    runs["apart"] = runs.seed.isin(alone.index.get_level_values("seed")) & ~here
     means = runs.groupby("label")[["time", "passes", "images", "bytes"]].mean()
     return means.join(runs.groupby("label").apart.any()).loc[labels]
 
@@ -176,10 +175,10 @@ def price_table(found: pd.DataFrame) -> tuple[pd.DataFrame, str]:
         }
     )
     note = (
-        "Time: CPU seconds of training (on a GPU, and beside runs from before these were counted: seconds), "
-        "finetuning's of the same seed and machine being 1; the first task, which most share, is in it, and what is "
-        "done once between tasks (pools, Fisher information); empty where finetuning did not run on the same machine, "
-        "which at another hour may be a fifth slower or faster. "
+        "Time: CPU seconds of training (on a GPU: seconds), finetuning's of the same seed and machine being 1, mean "
+        "over the seeds for which both are known; the first task, which most share, is in it, and what is done once "
+        "between tasks (pools, Fisher information); empty where finetuning did not run on the same machine, which at "
+        "another hour may be a fifth slower or faster. "
         "Passes: forward passes that an image costs in a step, a backward pass counted as two. Held: what is "
         "kept from task to task beside one network, at the end."
     )

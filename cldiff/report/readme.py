@@ -28,7 +28,7 @@ from .tables import mean_and_error
 VERDICTS = "paper-cpu/findings-mnist", "paper-cpu/findings-fashion_mnist"  # of figures/, as .md
 RUNNING = Path("docs/running.md")
 DISTILLATION = "Generative distillation, weight 1"
-LEADERBOARD = Path("figures/benchmark-digits/leaderboard-digits.md")
+LEADERBOARDS = [Path(f"figures/benchmark-{name}/leaderboard-{name}.md") for name in ("digits", "mnist")]
 SHOWN = ("digits", "paper-cpu", "orders-mnist", "paper")  # the profiles whose parameters are listed
 
 
@@ -92,29 +92,30 @@ def results(profile: str = "paper-cpu") -> str:
     return (
         f"On {each(*(DATASETS[dataset].title for dataset in datasets))} finetuning loses old tasks: their FID becomes "
         f"{each(*rise)} times what it was, their bits change by {each(*bits)}. Experience replay with weight 1 keeps "
-        f"them, and copies: {each(*copies)} % of its samples for old tasks, {each(*of_first)} % for task 1, are nearly "
-        f"kept images.\n\n{written([head, *rows])}\n\nOn the digits, average FID, {benchmark()}. FID: "
-        "in features of a LeNet, against *test* images; ± standard error. BPD is coarse: on MNIST a histogram "
-        "of each pixel needs 1.67."
+        f"them; {each(*copies)} % of its samples for old tasks, {each(*of_first)} % for task 1, are copies of kept "
+        f"images.\n\n{written([head, *rows])}\n\nOn the digits, average FID, {benchmark()}. FID: "
+        "in features of a LeNet, against *test* images (verdicts: training images); ± standard error. BPD is coarse: "
+        "on MNIST a histogram of each pixel needs 1.67, less than any network."
     )
 
 
 def benchmark(root: Path = Path()) -> str:
     """Average FID of some of the benchmark's methods. root: of the repository."""
-    board = root / LEADERBOARD
-    head, *rows = table_of(board)
-    fid = {row[0]: row[head.index("avg FID, test ↓")] for row in rows}
-    methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in fid)]
-    head, *rows = table_of(mnist := root / "figures/pretrained/pretrained-mnist.md")
-    ends = {row[0].removesuffix(", from scratch"): row[head.index("FID ↓")] for row in rows}
+    boards, said, fid = [root / board for board in LEADERBOARDS], [], []
+    for board in boards:
+        head, *rows = table_of(board)
+        fid.append({row[0].removesuffix(" ‡"): row[head.index("avg FID, test ↓")] for row in rows})
+        seeds = said_seeds(board).split(" to ")[-1]  # of the rows that are quoted, which have the most
+        said.append(f"{PROFILES[board.parent.name].settings['steps']:,} steps, {seeds}")
+    (digits, mnist), distilled = fid, "Distilled replay, weight 1"
+    methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in digits)]
+    aware = next(name for name in mnist if name.startswith("Timestep-aware replay"))
     return (
-        f"{PROFILES['benchmark-digits'].settings['steps']} steps, {said_seeds(board)}, {len(methods)} "
-        f"methods: finetuning {fid[FINETUNING]}, replay {fid[REPLAY]} (weight 1), distilled replay "
-        f"{fid['Distilled replay, weight 1']}, generative distillation "
-        f"{fid[DISTILLATION]}, one network a task, begun at the last one's, "
-        f"{fid['One model for each task, start previous']}. That order is the digits': on MNIST, "
-        f"{PROFILES['pretrained'].settings['steps']:,} steps, {said_seeds(mnist)}, experience replay "
-        f"(weight 1) has {ends[REPLAY]}, generative distillation {ends[DISTILLATION]}"
+        f"{said[0]}, {len(methods)} methods: finetuning {digits[FINETUNING]}, replay {digits[REPLAY]} (weight 1), "
+        f"distilled replay {digits[distilled]}, generative distillation {digits[DISTILLATION]}, one network a task, "
+        f"from the last one's, {digits['One model for each task, start previous']}. On MNIST, {said[1]}: "
+        f"finetuning {mnist[FINETUNING]}, replay {mnist[REPLAY]}, timestep-aware {mnist[aware]}, distilled "
+        f"{mnist[distilled]}, generative distillation {mnist[DISTILLATION + ', not shared']}"
     )
 
 
@@ -145,7 +146,7 @@ def minutes() -> str:
     """What the first command does, and how long that takes."""
     took = {row[0]: row[-1] for row in table_of(RUNNING)}
     return (
-        "trains the study's methods on the digits, one seed, and draws everything into `figures/digits`: "
+        "trains the study's methods on the digits, one seed, and draws all into `figures/digits`: "
         f"{took['`make paper`']} on two CPU cores, after an installation of {took['`make setup`']} (Python 3.10 or "
         "later and `make`). No GPU, no download of data. Then open `figures/digits/paper.html`, or "
         "`make lab`."
@@ -153,9 +154,9 @@ def minutes() -> str:
 
 
 def size_of(run: Run) -> float:
-    """Million parameters, at 28x28 pixels."""
+    """Million parameters, of five tasks of 28x28 pixels."""
     with torch.device("meta"):
-        return sum(p.numel() for p in UNet.of(run, 28, run.tasks, 1).parameters()) / 1e6
+        return sum(p.numel() for p in UNet.of(run, 28, 5, 1).parameters()) / 1e6
 
 
 def verdicts() -> str:
@@ -171,13 +172,13 @@ def verdicts() -> str:
     noise = (
         f"Met asks little more than that all seeds lie on the side asked for (by chance {chance})."
         if chance
-        else "Averages are tested against the noise of drawn images, the rest not at all: that of seeds is not known."
+        else "Averages are tested against the noise of drawn images, nothing against that of seeds."
     )
     about = (
-        f"The study trains {Run.steps:,} steps a task, by our reading of {Run.batch} images and for "
-        f"{size_of(Run()):.0f} million parameters; here as many steps, of {run.batch} images, for {size_of(run):.1f} "
-        f"million. {RULE} Conditions are linked. {noise} L2 has the weight that had the lowest average FID in a sweep: "
-        "larger ones forget less, and learn less."
+        f"The study trains {Run.steps:,} steps a task, as we read it of {Run.batch} images and for "
+        f"{size_of(Run()):.0f} million parameters; here as many steps, of {run.batch} images, for "
+        f"{size_of(run):.1f} million. {RULE} {noise} L2 has the weight with the lowest average "
+        "FID in a sweep: larger ones forget less, and learn less."
     )
     rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[0].items() if number]
     return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])

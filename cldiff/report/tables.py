@@ -89,7 +89,7 @@ def seeds_note(scores: pd.DataFrame) -> str:
     """ "MNIST, n = 3 seeds, mean ± standard error", with the rows that have fewer or, if these are less, as many."""
     n = scores.groupby("label", sort=False).seed.nunique()
     few, most = n.index[n < n.max()], n.index[n == n.max()]
-    named = f" (fewer: {', '.join(few)})" if len(few) <= len(most) else f" ({n.max()}: {', '.join(most)})"
+    named = f" (fewer: {'; '.join(few)})" if len(few) <= len(most) else f" ({n.max()}: {'; '.join(most)})"
     return f"{DATASETS[scores.dataset.iloc[0]].title}, " + (
         f"n = {sizes(n)} seeds{named if len(few) else ''}, mean ± standard error" if n.max() > 1 else "n = 1 seed"
     )
