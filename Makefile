@@ -150,8 +150,9 @@ bench: setup-bench
 	$(BIN)/python -m cldiff execute notebooks/bench.ipynb figures/bench/bench.ipynb
 
 # On this machine only and with a token, as Jupyter does by default.
+# The root is the clone: links lead from notebooks to figures and docs.
 lab: setup
-	cd ./notebooks && env -u OMP_NUM_THREADS $(BIN)/jupyter lab start.ipynb $(LAB_OPTIONS)
+	env -u OMP_NUM_THREADS $(BIN)/jupyter lab --ServerApp.root_dir=. notebooks/start.ipynb $(LAB_OPTIONS)
 
 gpu-day: setup-test setup-bench
 	env -u OMP_NUM_THREADS $(BIN)/python tests/gpu_day.py --budget $(BUDGET) $(if $(filter command environment,$(origin PROFILE)),--profile $(PROFILE))

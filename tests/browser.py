@@ -83,8 +83,10 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
     for name in ("Makefile", "pyproject.toml"):
         shutil.copy2(ROOT / name, folder / name)
-    (folder / "notebooks").mkdir()
-    shutil.copy2(ROOT / "notebooks" / "start.ipynb", folder / "notebooks")
+    for name in ("notebooks", "docs", "figures/tutorials"):
+        (folder / name).mkdir(parents=True)
+    for name in ("notebooks/start.ipynb", "docs/running.md", "figures/tutorials/tutorial_4.ipynb"):
+        shutil.copy2(ROOT / name, folder / name)
     for name, parameters in SMALL.items():
         book = load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
         nbformat.write(parameterize_notebook(book, parameters), folder / "notebooks" / f"{name}.ipynb")
@@ -181,15 +183,27 @@ def test_lab_opens_the_start_page_which_leads_to_tutorial_1_and_it_runs(lab, pag
     page.get_by_role("link", name="tutorial_1", exact=True).click()
     expect(page.locator(".lm-TabBar-tab.jp-mod-current")).to_contain_text("tutorial_1.ipynb")
     expect(page.get_by_role("heading", name="Tutorial 1")).to_be_visible()
-    page.goto(lab.url.replace("/lab?", "/lab/tree/tutorial_1.ipynb?reset&"))  # without the start page
+    page.goto(lab.url.replace("/lab?", "/lab/tree/notebooks/tutorial_1.ipynb?reset&"))  # without the start page
     run_all(page, lab.notebooks / "tutorial_1.ipynb").scroll_into_view_if_needed()
+
+
+@pytest.mark.parametrize("path", ["figures/tutorials/tutorial_4.ipynb", "docs/running.md"])
+def test_links_lead_out_of_the_folder_of_notebooks(lab, page, path):
+    page.goto(lab.url.replace("/lab?", "/lab/tree/notebooks/start.ipynb?reset&"))
+    near, link = ("tr", "executed") if "tutorial" in path else ("p", "running")
+    place = page.locator(
+        f".jp-RenderedMarkdown {near}", has_text="in 20 lines" if near == "tr" else "of its profile first"
+    )
+    place.get_by_role("link", name=link).click()
+    expect(page.locator(".lm-TabBar-tab.jp-mod-current")).to_contain_text(Path(path).name)
+    expect(page).to_have_url(re.compile(f"/lab/tree/{path}"))
 
 
 @pytest.mark.parametrize(
     "name, sliders", [("tutorial_2", (0, 1)), ("tutorial_3", (1,))]
 )  # tutorial 3 begins with menus
 def test_a_slider_draws_another_picture(lab, page, picture, name, sliders):
-    page.goto(lab.url.replace("/lab?", f"/lab/tree/{name}.ipynb?reset&"))  # without tutorial 1
+    page.goto(lab.url.replace("/lab?", f"/lab/tree/notebooks/{name}.ipynb?reset&"))  # without tutorial 1
     run_all(page, lab.notebooks / f"{name}.ipynb")
     for number in sliders:
         widget = page.locator(".widget-interact").nth(number)

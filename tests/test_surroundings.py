@@ -696,19 +696,6 @@ def test_a_word_that_make_paper_cannot_use_is_one_line_before_anything_is_done(w
     assert done.stdout == ""
 
 
-def test_lab_opens_the_notebooks_of_this_clone(tmp_path):
-    """CDPATH, where it is exported, leads `cd notebooks` to those of another folder."""
-    clone, other = tmp_path / "clone", tmp_path / "other"
-    for folder in (clone / "notebooks", clone / ".venv" / "bin", other / "notebooks"):
-        folder.mkdir(parents=True)
-    for name in ("pyproject.toml", ".venv/.installed"):
-        (clone / name).touch()
-    jupyter = clone / ".venv" / "bin" / "jupyter"
-    jupyter.write_text("#!/bin/sh\npwd\n")
-    jupyter.chmod(0o755)
-    assert make(clone, "lab", CDPATH=str(other)).stdout.splitlines()[-1] == str(clone / "notebooks")
-
-
 @pytest.mark.parametrize("profile", ["digits", "benchmark-fashion_mnist"])
 def test_clean_deletes_the_folders_of_a_profile(profile, tmp_path):
     kinds = ("results", "figures")
