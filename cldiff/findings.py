@@ -15,9 +15,9 @@ from .stats import CHANCE
 
 NOT_RUN = "not run yet"  # the verdict where rows lack
 RULE = (
-    "A finding is split into conditions, which are ours. It *holds* if all are met, *in part* if a decisive one is "
-    "(any, where none is marked; in brackets: how many are met); else it is *within noise* if a decisive one is "
-    "undecided, and *does not hold* otherwise."
+    "A finding is split into conditions, which are ours. *Holds*: all are met. *In part*: not all, but a decisive one "
+    "(any, where none is marked; in brackets: how many are met). *Within noise*: else, where a decisive one is "
+    "undecided. *Does not hold*: otherwise."
 )
 
 

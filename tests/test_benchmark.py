@@ -75,7 +75,7 @@ def test_a_row_of_one_seed_is_compared_on_it_and_the_note_says_by_what_noise(mea
     table, note = leaderboard(scores, curves, bootstrap)
     fid = table.set_index("")["avg FID, train ↓"]
     assert "n = 1 to 3 seeds (fewer: Alone)" in note and "±" in fid["Finetuning"] and "±" not in fid["Alone"]
-    assert "that it has, one seed by the noise of images alone" in note and fid["Alone"].startswith("**")
+    assert "that it has, of one by the noise of images alone" in note and fid["Alone"].startswith("**")
     _, note = leaderboard(*(t[t.label == "Finetuning"] for t in (scores, curves, bootstrap)))
     assert "images alone" not in note
 

@@ -61,11 +61,12 @@ def leaderboard(
     table["FID, newest task, test ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
     bound = scores[scores.metric == "bpd"]
     n = scores.groupby("label").seed.nunique()
-    over = f"{sizes(n)} seeds," if n.max() > 1 else "1 seed,"
-    if n.max() in CHANCE:
-        over += f" where beyond noise asks that {CHANCE[n.max()]},"
+    over = f"{sizes(n)} seeds" if n.max() > 1 else "1 seed"
     if n.min() < n.max():
-        over += " a row of fewer over those that it has, one seed by the noise of images alone,"
+        over += " (a row of fewer over those that it has, of one by the noise of images alone)"
+    over += ", uncorrected for the number of rows."
+    if n.max() in CHANCE:
+        over += f" Beyond noise means that {CHANCE[n.max()]}."
     floor = scores.query("metric == 'fid_floor' and split == 'test' and extractor == 'lenet'").value.mean()
     others = (
         "‡: of another machine, so that its seeds pair with nobody's, and neither mark is given. "
@@ -77,7 +78,7 @@ def leaderboard(
         "those that the sweep chose on validation images, or a row's own (the study's, and 1 where it names `shared`). "
         f"Bold (FID against training images, BPD, accuracy): the best average, and what {DRAWS:,} draws of a paired "
         "bootstrap over seeds and images cannot tell from it; °: what they cannot tell from finetuning; both over "
-        f"{over} uncorrected for the number of rows. {others}FID: {samples_note(scores)}. BPD: on "
+        f"{over} {others}FID: {samples_note(scores)}. BPD: on "
         f"{sizes(bound.n)} test images per task. Recall: against test images. Forgetting: positive means worse."
     )
     return table, note

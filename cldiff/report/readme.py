@@ -90,12 +90,12 @@ def results(profile: str = "paper-cpu") -> str:
     rows = [[label, *(value(dataset, label, *of) for dataset, *of in measured)] for label in STUDIED]
     rows.append(["real images", *(cell for floor in real for cell in (f"{floor:.0f}", ""))])
     return (
+        "FID is in features of a LeNet, against *test* images (in verdicts: training images); ± is a standard error. "
         f"On {each(*(DATASETS[dataset].title for dataset in datasets))} finetuning loses old tasks: their FID becomes "
         f"{each(*rise)} times what it was, their bits change by {each(*bits)}. Experience replay with weight 1 keeps "
         f"them; {each(*copies)} % of its samples for old tasks, {each(*of_first)} % for task 1, are copies of kept "
-        f"images.\n\n{written([head, *rows])}\n\nOn the digits, average FID, {benchmark()}. FID: "
-        "in features of a LeNet, against *test* images (verdicts: training images); ± standard error. BPD is coarse: "
-        "on MNIST a histogram of each pixel needs 1.67, less than any network."
+        f"images.\n\n{written([head, *rows])}\n\nOn the digits, average FID, {benchmark()}. "
+        "BPD is coarse: on MNIST a histogram of each pixel needs 1.67, less than any network."
     )
 
 
@@ -107,15 +107,15 @@ def benchmark(root: Path = Path()) -> str:
         fid.append({row[0].removesuffix(" ‡"): row[head.index("avg FID, test ↓")] for row in rows})
         seeds = said_seeds(board).split(" to ")[-1]  # of the rows that are quoted, which have the most
         said.append(f"{PROFILES[board.parent.name].settings['steps']:,} steps, {seeds}")
-    (digits, mnist), distilled = fid, "Distilled replay, weight 1"
+    (digits, mnist), distilled, drawn = fid, "Distilled replay, weight 1", f"{DISTILLATION}, not shared"
     methods = [m for m in METHODS.values() if any(f"{name},".startswith(f"{m.label},") for name in digits)]
     aware = next(name for name in mnist if name.startswith("Timestep-aware replay"))
     return (
         f"{said[0]}, {len(methods)} methods: finetuning {digits[FINETUNING]}, replay {digits[REPLAY]} (weight 1), "
-        f"distilled replay {digits[distilled]}, generative distillation {digits[DISTILLATION]}, one network a task, "
-        f"from the last one's, {digits['One model for each task, start previous']}. On MNIST, {said[1]}: "
+        f"distilled replay {digits[distilled]}, generative distillation {digits[drawn]}, one network a task, begun at "
+        f"the last, {digits['One model for each task, start previous']}. On MNIST, {said[1]}: "
         f"finetuning {mnist[FINETUNING]}, replay {mnist[REPLAY]}, timestep-aware {mnist[aware]}, distilled "
-        f"{mnist[distilled]}, generative distillation {mnist[DISTILLATION + ', not shared']}"
+        f"{mnist[distilled]}, generative distillation {mnist[drawn]}"
     )
 
 
@@ -172,13 +172,13 @@ def verdicts() -> str:
     noise = (
         f"Met asks little more than that all seeds lie on the side asked for (by chance {chance})."
         if chance
-        else "Averages are tested against the noise of drawn images, nothing against that of seeds."
+        else "Averages are tested against the noise of drawn images alone, not of seeds."
     )
     about = (
-        f"The study trains {Run.steps:,} steps a task, as we read it of {Run.batch} images and for "
-        f"{size_of(Run()):.0f} million parameters; here as many steps, of {run.batch} images, for "
-        f"{size_of(run):.1f} million. {RULE} {noise} L2 has the weight with the lowest average "
-        "FID in a sweep: larger ones forget less, and learn less."
+        f"The study: {Run.steps:,} steps a task and, as we read it, batches of {Run.batch}, "
+        f"{size_of(Run()):.0f} million parameters; here as many steps, batches of {run.batch}, {size_of(run):.1f} "
+        f"million. {RULE} {noise} L2 has the weight with the lowest average FID in a sweep: larger ones forget less, "
+        "and learn less."
     )
     rows = [[number, row[1], *(table[number][-1] for table in found)] for number, row in found[0].items() if number]
     return f"{about}\n\n" + written([["", "finding of the study", *titles], *rows])
