@@ -10,6 +10,7 @@ from conftest import tiny
 from cldiff import load_bootstrap, load_curves, load_scores
 from cldiff.report.benchmark import beside_published, leaderboard, price_table, prices
 from cldiff.rows import STUDY
+from cldiff.stats import summarise
 from cldiff.work import make_run
 
 
@@ -75,6 +76,7 @@ def test_a_row_of_one_seed_is_compared_on_it_and_the_note_says_by_what_noise(mea
     table, note = leaderboard(scores, curves, bootstrap)
     fid = table.set_index("")["avg FID, train ↓"]
     assert "n = 1 to 3 seeds (fewer: Alone)" in note and "±" in fid["Finetuning"] and "±" not in fid["Alone"]
+    assert "Beyond noise means that all agree in sign, which chance alone does one time in four." in note
     assert "that it has, of one by the noise of images alone" in note and fid["Alone"].startswith("**")
     _, note = leaderboard(*(t[t.label == "Finetuning"] for t in (scores, curves, bootstrap)))
     assert "images alone" not in note
@@ -173,3 +175,24 @@ def test_published_numbers_stand_beside_ours_with_multiples_of_joint_training_an
     both = scores.method.isin(["joint", "finetune"])
     assert "ank correlation" not in beside_published(scores[both], found, published)[1]
     assert "0.50, p = 1.00 (published, mnist)" in note and "a paper" in note and "n = 2 seeds" in note
+
+
+def test_columns_of_the_leaderboard_hold_what_they_are_called(measured):
+    scores, curves, bootstrap = tables(measured)
+    scores = scores.assign(weight=0.25)
+    scores.loc[scores.metric == "recall", "value"] = 0.75
+    row = leaderboard(scores, curves, bootstrap)[0].iloc[0]
+    assert (row["weight"], row["recall ↑"]) == ("0.25", "0.75")
+    summary = summarise(scores).set_index("metric")
+    for metric, title in (("bpd", "BPD"), ("accuracy", "accuracy")):
+        assert row[f"forgetting {title} ↓"] == f"{summary.forgetting[metric]:.3f}"
+
+
+def test_the_leaderboard_is_ordered_by_the_fid_against_test_images(measured):
+    scores, curves, bootstrap = (
+        pd.concat([changed(t, label, 0) for label in ("Finetuning", "Other")], ignore_index=True)
+        for t in tables(measured)
+    )
+    for split, factor in (("test", 0.5), ("validation", 2)):
+        scores.loc[(scores.metric == "fid") & (scores.label == "Other") & (scores.split == split), "value"] *= factor
+    assert list(leaderboard(scores, curves, bootstrap)[0][""]) == ["Other", "Finetuning"]

@@ -662,3 +662,43 @@ def test_scripts_in_the_documentation_are_bash():
     assert any("#SBATCH" in script for script in scripts)
     for script in scripts:
         assert subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True).stderr == ""
+
+
+def test_versions_are_compared_without_what_numbers_do_not_depend_on():
+    assert re.fullmatch(r"\d+\.\d+", VERSIONS["Python"]) and re.fullmatch(r"[\w.]+", VERSIONS["torch"])
+
+
+def test_of_what_came_back_the_result_is_written_last(results, tmp_path, monkeypatch):
+    written = []
+
+    def noted(path, write):
+        written.append(path)
+        write_atomically(path, write)
+
+    monkeypatch.setattr(cluster, "write_atomically", noted)
+    assert run_all(Now(), SHORT[:1], tmp_path, make=returned, **WORDS) == {}
+    assert written[-1].name == "result.json" and {path.name for path in written[1:]} == {*FILES, WEIGHTS}
+
+
+def test_a_result_that_somebody_made_meanwhile_stays(results, tmp_path):
+    own = tmp_path / SHORT[0].name / "result.json"
+
+    def late(run: dict, *words) -> dict[str, bytes]:
+        own.parent.mkdir()
+        own.write_text("somebody's")
+        return returned(run, *words)
+
+    assert run_all(Now(), SHORT[:1], tmp_path, make=late, **WORDS) == {} and own.read_text() == "somebody's"
+
+
+def test_a_worker_whose_disk_is_full_fails_its_run_alone(results, tmp_path):
+    class Full(Now):
+        def submit(self, function, run, *words):
+            future = super().submit(function, run, *words)
+            if future in self.waiting:
+                future.set_exception(OSError(errno.ENOSPC, "No space left on device"))
+            return future
+
+    failed = run_all(Full(never="l2"), SHORT, tmp_path, make=returned, **WORDS)
+    assert list(failed) == [SHORT[2].name] and failed[SHORT[2].name].startswith("OSError: ")
+    assert {path.parent.name for path in tmp_path.glob("*/result.json")} == {run.name for run in SHORT[:2]}

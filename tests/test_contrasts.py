@@ -145,3 +145,10 @@ def test_outcomes_are_those_after_the_last_task_on_the_images_they_say():
         "fid_validation": 150,
         "bpd_validation": 7,
     }
+
+
+def test_p_values_of_several_contrasts_are_corrected_by_holm():
+    found = arms(one={"bpd": [1.0, 1.1, 1.2], "recall": [1.0, 2.0, 6.0]}, two={"bpd": [0, 0, 0], "recall": [0, 0, 0]})
+    table = compared(found, [Contrast("", "one", "two", outcome) for outcome in ("bpd", "recall")])
+    small, large = table.p
+    assert small < large / 2 and table.holm.tolist() == pytest.approx([2 * small, large])

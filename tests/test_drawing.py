@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from cldiff.report.plots import log_axes, name_points
+from cldiff.report.plots import log_axes, mark_tasks, name_points, save_figure, show_samples
 
 DRAW = (  # what the process imports that executes a notebook, and what the notebook's own process does
     "import cldiff.plan, cldiff.report.execute, cldiff.report.page",
@@ -51,4 +51,31 @@ def test_names_stand_away_from_neighbours_and_above_to_the_right_of_lone_points(
     x = {text.get_text(): text.get_position() for text in axis.texts}
     assert x["left"][0] < -7 < 7 < x["right"][0]
     assert x["alone"] == pytest.approx((8 / 2**0.5, 8 / 2**0.5), abs=0.2)
+    plt.close(figure)
+
+
+def test_samples_are_shown_black_on_white_one_row_beside_each_label():
+    samples = np.zeros((2, 3, 4, 4), np.uint8)
+    samples[1, 0] = 255
+    figure, axis = plt.subplots()
+    show_samples(axis, samples, ["first", "second"])
+    sheet = np.asarray(axis.images[0].get_array())
+    assert sheet.shape == (12, 18) and (sheet[7:11, 1:5] == 0).all() and (sheet == 0).sum() == 16
+    assert axis.get_yticks().tolist() == [2.5, 8.5]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["first", "second"]
+    plt.close(figure)
+
+
+def test_tasks_are_named_in_their_middle_and_parted_by_lines():
+    figure, axis = plt.subplots()
+    mark_tasks(axis, 100, 2)
+    assert [(text.get_text(), text.get_position()[0]) for text in axis.texts] == [("task 1", 50), ("task 2", 150)]
+    assert [line.get_xdata()[0] for line in axis.lines] == [0, 100] and axis.get_xlim() == (0, 200)
+    plt.close(figure)
+
+
+def test_a_figure_is_saved_as_a_pdf_and_as_a_picture(tmp_path):
+    figure = plt.figure(figsize=(1, 1))
+    save_figure(figure, tmp_path, "one")
+    assert (tmp_path / "one.pdf").read_bytes()[:4] == b"%PDF" and (tmp_path / "one.png").read_bytes()[1:4] == b"PNG"
     plt.close(figure)

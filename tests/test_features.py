@@ -258,3 +258,25 @@ def test_without_weights_the_rest_is_to_be_measured_and_one_line_says_so(three, 
     measure = Measurer(tiny(steps=2, inception=True), three, tmp_path)
     assert "no Inception features" in measure.missing and "\n" not in measure.missing
     assert [extractor.name for extractor in measure.extractors] == ["lenet"]
+
+
+def test_features_that_were_kept_under_other_weights_are_not_used(three, tmp_path):
+    def constant(value: float, sha256: str) -> features.Extractor:
+        return features.Extractor("inception", sha256, None, lambda images: (torch.full((len(images), 2), value), None))
+
+    for value, sha256 in ((1.0, "a" * 64), (2.0, "b" * 64)):
+        found = features.real_features(constant(value, sha256), three, tmp_path)
+        assert all((part == value).all() for parts in found.values() for part in parts)
+
+
+def test_a_lenet_that_is_kept_leaves_those_of_other_data_sets_listed(three, tmp_path):
+    for name in ("digits", "own"):
+        features.save_lenet(features.LeNet(8), three, tmp_path / f"{name}.pt")
+    assert [load_lenet(name, folder=tmp_path).name for name in ("digits", "own")] == ["lenet", "lenet"]
+
+
+def test_inception_features_of_many_images_are_those_of_each(stand_in, digits):
+    inception, images = load_inception(stand_in), digits[0].train.images[:103]
+    found, _ = inception.extract(images)
+    assert len(found) == 103
+    torch.testing.assert_close(found[99:], inception.extract(images[99:])[0])

@@ -346,3 +346,41 @@ def test_a_finding_is_asked_where_the_rows_that_it_compares_are_there_and_answer
 def test_the_findings_ask_about_the_rows_of_the_study():
     """One that is added behind them, as docs/extending.md proposes, is none of theirs."""
     assert STUDIED == labels_of(STUDY[:5])
+
+
+@pytest.mark.parametrize("others, found", [((None, False), False), ((None, True), None), ((True, True), True)])
+def test_one_that_is_smaller_is_enough_and_without_one_that_may_be_the_smallest_is_open(others, found):
+    class Mixed(MadeUp):
+        def smaller(self, one, other, metric, kind):
+            return {REPLAY: others[0], LIGHT: others[1]}.get(other, True)
+
+    assert Mixed().smallest(L2, "fid", "forgetting") is found
+
+
+def test_values_and_curves_are_those_of_the_seeds_that_all_rows_have():
+    tables = [load(SEVERAL, "digits", STUDY) for load in (load_scores, load_curves, load_bootstrap)]
+    tables = [table[(table.seed < 2) | table.label.isin([L2, LIGHT])] for table in tables]
+    e = Evidence(*tables, {"steps": 200, "early": 50, "late": 300})
+    assert e.seeds == len(e.value(L2, "fid")) == len(e.rise(L2)) == len(e.old_and_new(L2, "fid", "train")[0]) == 2
+
+
+@pytest.mark.parametrize(
+    "number, words",
+    [
+        (1, "FID 30 ± 0 → 900 ± 0 (× 30 ± 0), BPD 2.00 ± 0.00 → 2.10 ± 0.00 (+0.10 ± 0.00); 90 ± 0% of"),
+        (2, f"+1.0 ± 0.0 FID (least: {L2}), +1.000 ± 0.000 BPD (least: {L2}); average FID 90 ± 0, best 10 ± 0"),
+        (3, f"average FID 10 ± 0 (best: {LIGHT}, 10 ± 0); BPD 10.000 ± 0.000 (best: {LIGHT}, 10.000 ± 0.000)"),
+        (4, "right classes: 90 ± 0% against 0 ± 0%; validation BPD of task 1 +0.50 ± 0.00 against +0.10 ± 0.00"),
+        (5, "average FID 30 ± 0 against 20 ± 0 (weight 1) and 10 ± 0 (weight 0.01); BPD"),
+        (6, "t = 50: +10 ± 0%; t = 700: +100 ± 0%"),
+        (7, "t = 50: buffer -50 ± 0%, validation +50 ± 0%; t = 700: buffer -20 ± 0%, validation -10 ± 0%"),
+        (7, "validation loss there 0.9000 ± 0.0000 against finetuning's 2.0000 ± 0.0000"),
+    ],
+)
+def test_what_was_measured_is_said_of_whom_it_is(number, words):
+    assert words in ASKED[number - 1](MadeUp()).measured
+
+
+def test_samples_that_are_right_less_often_than_finetunings_are_not_plausible():
+    found = ASKED[3](MadeUp(old={(FINETUNING, "accuracy"): (0.95, 1.0)}))
+    assert found.conditions["over half of the samples right and more than finetuning's"] is False

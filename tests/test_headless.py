@@ -21,11 +21,11 @@ from cldiff import plan, work
 from cldiff.__main__ import main, seconds
 from cldiff.errors import Problem
 from cldiff.files import claim
-from cldiff.learner import TrainingError
+from cldiff.learner import Learner, TrainingError
 from cldiff.metrics import METRICS
 from cldiff.results import FILES, WEIGHTS
 from cldiff.study import runs
-from cldiff.train import first_task_path
+from cldiff.train import Step, first_task_path
 from cldiff.work import make_run, run_pending
 
 BITS = (*FILES[:-1], WEIGHTS)  # result.json holds times
@@ -275,3 +275,45 @@ def test_the_runs_are_those_of_the_plan():
         }
         for job in reversed([job for job in plan.jobs("smoke").values() if job["kind"] == "run"])
     ]
+
+
+def test_a_slow_step_counts_less_with_each_step_after_it_and_seconds_are_left(tmp_path, monkeypatch):
+    clock, margins, run = SimpleNamespace(now=1.0), [], tiny(steps=6)
+
+    def slow(step):
+        clock.now += 100 * (step.total == 2)
+
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    make_run(run, tmp_path / run.name, device="cpu", progress=slow, stop=lambda margin: margins.append(margin))
+    assert margins[:4] == [5, 205, 105, 55]
+
+
+def test_a_run_that_cannot_have_inception_says_so(tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    run = tiny(steps=1, inception=True)
+    assert make_run(run, tmp_path / run.name, tmp_path, device="cpu")
+    assert capsys.readouterr().err.count("no Inception features: ") == 1
+
+
+@pytest.mark.parametrize("tasks, total", [(1, 4), (None, 12)])
+def test_the_bar_of_a_first_task_ends_with_it(tasks, total, three, capsys):
+    with work.progress_bar("steps", tasks) as show:
+        show(Step(0, 4, None, Learner(tiny(), three)))
+    assert f" 4/{total} " in capsys.readouterr().err
+
+
+def test_a_run_that_is_done_with_seconds_left_is_followed_by_the_next(two, tmp_path, monkeypatch):
+    """Fewer than a step may take: one step in each call, and one more in that which ends the first run."""
+    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    calls = 1
+    while pending(two, tmp_path, budget=4):
+        calls += 1
+    assert calls == 10 + 8 - 1
+
+
+def test_a_first_task_that_is_asked_to_stop_in_its_last_step_is_done(two, tmp_path):
+    words = {"device": "cpu", "stop": lambda margin: True, "first_task_only": True}
+    assert [make_run(two[0], tmp_path / two[0].name, **words) for _ in range(2)] == [False, True]

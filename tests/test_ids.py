@@ -6,6 +6,7 @@ from conftest import tiny
 
 import cldiff.measure
 from cldiff import METHODS, Measurer, load_scores, make_run
+from cldiff.diffusion import Diffusion
 from cldiff.ids import Ids
 from cldiff.learner import Learner
 from cldiff.metrics import Predictor
@@ -173,3 +174,19 @@ def test_a_class_conditional_run_is_made_and_read(tmp_path):
     assert make_run(run, tmp_path / run.name, device="cpu")
     scores = load_scores(tmp_path, condition="class")
     assert scores.value.notna().all() and {"fid", "bpd", "accuracy"} <= set(scores.metric)
+
+
+def test_the_bound_of_a_curve_weighs_classes_by_their_images(three, monkeypatch):
+    """A bound of 1 for the second class of task 1 and of 0 for the first."""
+
+    def bound(diffusion, number, x0, **how):
+        return torch.full((len(x0),), float(number)), None, None
+
+    monkeypatch.setattr(Learner, "model", lambda learner, number: number)
+    monkeypatch.setattr(cldiff.measure, "losses_by_timestep", lambda *words: [0.0] * len(words[3]))
+    monkeypatch.setattr(Diffusion, "bits_per_dim", bound)
+    run = tiny(condition="class", steps=2, curve_every=1, curve_images=9)
+    step = next(train(run, three[:1]))
+    Measurer(run, three[:1])(step)
+    share = (three[0].validation.labels[:9] == 1).double().mean().item()
+    assert share != 0.5 and step.learner.record["curves"][-1]["bpd"] == pytest.approx(share)

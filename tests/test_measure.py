@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 from functools import partial
@@ -504,3 +505,44 @@ def test_a_metric_is_one_entry(monkeypatch, three, tmp_path):
     assert set(load_bootstrap(tmp_path).metric) == {"fid", "bpd", "accuracy", "brightness"}
     matrix = stats.result_matrix(load_scores(tmp_path), "brightness", "train")
     assert summary.forgetting["brightness"] == -stats.forgetting(matrix)  # more is better
+
+
+def test_a_curve_takes_no_more_images_of_a_split_than_it_is_told(three, monkeypatch):
+    asked = []
+
+    def losses(diffusion, model, images, timesteps, generator):
+        asked.append(len(images))
+        return [0.0] * len(timesteps)
+
+    monkeypatch.setattr(cldiff.measure, "losses_by_timestep", losses)
+    run = tiny(steps=1, curve_images=3)
+    measure = Measurer(run, three[:1])
+    for step in train(run, three[:1]):
+        measure(step)
+    assert asked == [3, 3]
+
+
+def test_the_floor_of_few_images_is_that_of_halves_and_says_so(three):
+    few = dataclasses.replace(three[0], train=three[0].train[:21])
+    rows = [row for row in Measurer(tiny(), [few]).floors() if row["split"] == "train"]
+    expected = [("fid_floor", 10), ("fid_floor_by_n", 8), ("fid_floor_by_n", 10)]
+    assert [(row["metric"], row["n"]) for row in rows] == expected
+
+
+def test_of_a_buffer_of_one_image_no_copies_are_counted(three):
+    run = tiny(steps=1, buffer=1)
+    measure = Measurer(run, three[:2])
+    for step in train(run, three[:2]):
+        measure(step)
+    found = {row["metric"] for row in step.learner.record["scores"]}
+    assert "fid" in found and "copied" not in found
+
+
+def test_the_result_has_the_accuracy_of_extractors_that_classify_alone(three, tmp_path):
+    run = tiny(steps=1)
+    measure = Measurer(run, three[:2])
+    for step in train(run, three[:2]):
+        measure(step)
+    measure.extractors.append(features.Extractor("inception", "0", None, None))
+    measure.save(tmp_path / run.name, step.learner)
+    assert json.loads((tmp_path / run.name / "result.json").read_text())["accuracy"].keys() == {"lenet"}

@@ -496,3 +496,9 @@ def test_a_copy_is_closer_to_one_kept_image_than_a_third_of_the_way_to_any_other
     # 22 of 68 is less than a third, 23 of 67 is not; 45 lies between; 180 is 20 of 90 away
     samples = torch.tensor([22, 23, 45, 180, 90], dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 1, 2, 2)
     assert metrics.copied(samples, kept) == 3 / 5
+
+
+def test_a_sample_at_a_third_of_the_way_is_no_copy():
+    kept = torch.tensor([0, 80], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+    samples = torch.tensor([19, 20], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+    assert metrics.copied(samples, kept) == 1 / 2

@@ -578,3 +578,9 @@ def test_compiled_as_many_graphs_are_enough_for_any_number_of_tasks(method, numb
     *_, eager = train(dataclasses.replace(run, compiled=False), three)
     for name, value in copied(step.learner.net).items():
         torch.testing.assert_close(value, copied(eager.learner.net)[name], rtol=1e-3, atol=1e-4)
+
+
+def test_the_changes_of_lora_begin_uniform_about_zero_as_wide_as_the_layer_has_inputs(three):
+    for A in Learner(tiny("lora"), three).net.A:
+        shares = A * A.shape[-1] ** 0.5
+        assert -1 <= shares.min() < -0.7 and 0.7 < shares.max() <= 1

@@ -703,3 +703,30 @@ def test_every_row_without_a_weight_needs_its_sweep(monkeypatch, tmp_path):
                 else:
                     assert runs(name, only=only)
     assert [run.method for run in runs("paper-cpu", only="mnist-finetune")] == ["finetune"]
+
+
+def test_a_sweep_shows_what_was_forgotten_beside_the_average():
+    scores = sweep({("l2", 0.1): 3.0})
+    scores.loc[(scores.metric == "fid") & (scores.after_task == 2) & (scores.eval_task == 1), "value"] = 5.0
+    found = sweep_table(scores).iloc[0]
+    assert (found["average FID"], found["forgetting FID"]) == (4.0, 2.0)
+
+
+def test_what_differs_for_a_data_set_goes_before_the_settings_of_its_profile():
+    assert {(run.dataset, run.attention) for run in runs("more")} == {("kmnist", 7), ("cifar10", 8)}
+
+
+def test_a_plan_that_is_written_again_has_the_words_of_the_last(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for device, seconds in (("auto", 300), ("cpu", 7)):
+        write_plan("smoke", jobs("smoke", device=device, checkpoint=seconds))
+    kept = json.loads(Path("results/smoke/jobs.json").read_text()).values()
+    words = [job.get("parameters", job) for job in kept if job["kind"] in ("first_task", "run")]
+    assert {(of["device"], of["checkpoint_seconds"]) for of in words} == {("cpu", 7)}
+
+
+def test_finetuning_on_a_data_set_of_another_profile_is_none_to_compare_with(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    finish(tmp_path / "results/paper-cpu", SMOKE[0])
+    with pytest.raises(ResultError, match="^no finished run of finetuning in results/paper-cpu: "):
+        draw("paper-cpu")

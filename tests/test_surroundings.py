@@ -732,3 +732,11 @@ def test_pip_is_asked_for_the_environment_alone_and_paths_may_have_spaces(tmp_pa
     (tmp_path / "uv").chmod(0o755)
     done = make(clone, "setup", PATH=f"{tmp_path}:{os.environ['PATH']}")  # uv, where there is one
     assert done.stdout.splitlines()[-1] == f"uv pip install --python {python} --quiet --editable ."
+
+
+def test_a_result_that_is_damaged_again_is_moved_beside_the_first(tmp_path):
+    (run,) = runs("smoke", only="digits-finetune")
+    for number in (1, 2):
+        (finish(tmp_path, run) / "scores.csv").write_text("cut")
+        set_aside_damaged([run], tmp_path, published=False)
+        assert (tmp_path / "damaged" / f"{run.name}-{number}").is_dir() and not (tmp_path / run.name).exists()

@@ -1,5 +1,6 @@
 """The table of what becomes of task 1, from numbers that are easy to divide; that of the methods; their colours."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -7,8 +8,10 @@ import pytest
 
 from cldiff import load_bootstrap, load_scores
 from cldiff.metrics import METRICS, AgainstReal, OfImages, metrics_of
-from cldiff.report.plots import OWN, colours
+from cldiff.report.plots import OWN, colours, present
 from cldiff.report.tables import (
+    contrasts_table,
+    differences_table,
     mean_and_error,
     orders_by_metric,
     results_table,
@@ -18,6 +21,7 @@ from cldiff.report.tables import (
     task1_table,
 )
 from cldiff.rows import STUDY
+from cldiff.stats import summarise
 from cldiff.study import labels_of, runs
 
 PUBLISHED = Path(__file__).parents[1] / "results" / "paper-cpu"
@@ -188,3 +192,39 @@ def test_how_samples_were_drawn_is_said_in_words(sampler, words):
         {"metric": ["fid"] * 2, "extractor": ["inception", "lenet"], "n": [5, 1024], "sampler": sampler}
     )
     assert samples_note(scores) == f"LeNet features of 1,024 samples per task ({words})"
+
+
+def test_a_contrast_is_printed_from_low_to_high_with_both_values_of_p():
+    table = pd.DataFrame({"question": ["a"], "first": "one", "second": "two", "outcome": "bpd", "ratio": False})
+    values = {"mean of the first": 1.0, "mean of the second": 2.0, "difference": -1.0, "low": -1.5, "high": -0.5}
+    shown, _ = contrasts_table(table.assign(**values, p=0.01, holm=0.02))
+    assert shown.iloc[0].tolist() == ["a", "one", "two", "BPD", "1.00", "2.00", "-1.00 [-1.50, -0.50]", "0.01", "0.02"]
+
+
+def test_differences_are_first_minus_second_between_their_bounds_and_noise_where_zero_lies_between():
+    several = PUBLISHED.parent / "benchmark-digits"
+    scores, bootstrap = (load(several, "digits", STUDY) for load in (load_scores, load_bootstrap))
+    summary, (table, _) = summarise(scores), differences_table(scores, bootstrap)
+    for metric, kind, column in (("fid", "average", "avg FID"), ("bpd", "forgetting", "forgetting BPD")):
+        means = summary[summary.metric == metric].groupby("label")[kind].mean()
+        for one, other, cell in zip(table["first"], table["second"], table[column]):
+            found = re.fullmatch(r"(\S+) \[(\S+), (\S+)\]( noise)?", cell)
+            mean, low, high = (float(number.replace(",", "")) for number in found.groups()[:3])
+            assert mean == pytest.approx(means[one] - means[other], abs=0.06) and low <= mean <= high
+            assert bool(found[4]) == (low <= 0 <= high)
+    assert 0 < table.map(lambda cell: cell.endswith("noise")).to_numpy().sum() < 10
+
+
+def test_the_table_says_what_real_images_have_and_what_the_bound_rests_on():
+    scores, bootstrap = (load(PUBLISHED, "mnist", STUDY) for load in (load_scores, load_bootstrap))
+    floors = scores[(scores.metric == "fid_floor") & (scores.run == scores.run.iloc[0])]
+    real = floors[(floors.split == "train") & (floors.extractor == "lenet")]
+    for some in (scores, pd.concat([scores, real.assign(extractor="inception", value=1e6)])):
+        table, note = results_table(some, bootstrap)
+        assert table.iloc[-1, 1] == f"{real.value.mean():.1f}"
+    assert f"two disjoint parts of these, {real.n.min():,} images each. BPD" in note
+    assert "20 timesteps each, variance fixedlarge, x0 clipped." in note
+
+
+def test_labels_stand_in_the_order_of_the_study_and_others_behind_them():
+    assert present(["Mine", "L2", "Another", "Finetuning", "L2"]) == ["Finetuning", "L2", "Mine", "Another"]

@@ -413,6 +413,10 @@ def splits(change=lambda train, test: (train, test)):
             lambda *splits: [Split(s.images[..., :4], s.labels) for s in splits],
             r"its training images are torch.uint8 \(40, 1, 8, 4\).*expected square ones",
         ),
+        (
+            lambda *splits: [Split(s.images[..., :3, :3], s.labels) for s in splits],
+            r"its training images are torch.uint8 \(40, 1, 3, 3\).*of 4 pixels or more",
+        ),
         (lambda a, b: (a, b[b.labels == 1]), "has 1 colours and 1 classes up to 1 in its test images, expected 1 and"),
         (lambda a, b: (Split(a.images.repeat(1, 3, 1, 1), a.labels), b), "has 3 colours and 2 classes up to 1"),
     ],

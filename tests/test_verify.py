@@ -281,3 +281,15 @@ def test_scores_in_other_features_are_not_compared(copy):
     (copy / "result.json").write_text(json.dumps(result))
     with pytest.raises(ResultError, match="another LeNet"):
         verify(copy)
+
+
+def test_the_share_of_two_samples_weighs_each_by_its_number(published):
+    table = verify(published, drawn=40).query("metric == 'accuracy'")
+    share = (64 * table.published + 32 * table.fresh + 1) / (64 + 32 + 2)
+    assert (table.published != table.fresh).any()
+    assert table.error.to_numpy() == pytest.approx(np.sqrt(share * (1 - share) * (1 / 64 + 1 / 32)).to_numpy())
+
+
+@pytest.mark.parametrize("metric, z", [("bpd", 3), ("fid", 6)])
+def test_what_is_a_little_off_in_all_tasks_adds_up_where_samples_are_drawn_apart(metric, z):
+    assert largest(pd.DataFrame({"task": [1, 2, 3, 4], "metric": metric, "z": 3.0}))[0] == z
