@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,7 @@ RUNS = [
         dict(multipliers="[1,2]"),
         "multipliers='[1,2]': expected a list of integers of at least 1 (papermill takes one by -y 'multipliers: [1, 2]')",
     ),
+    (dict(multipliers=[True, 2]), "multipliers=[True, 2]: expected a list of integers of at least 1"),
     (dict(multipliers=[1, 2.0]), "multipliers=[1, 2.0]: expected a list of integers of at least 1"),
     (dict(blocks=0), "blocks=0: expected at least 1"),
     (dict(attention=0), "attention=0: expected at least 1"),
@@ -76,6 +78,7 @@ RUNS = [
     (dict(curve_every=999), "curve_every=999: expected a divisor of steps=20000"),
     (dict(early=49), "early=49: expected one of [0, 50,"),
     (dict(late=1000), "late=1000: expected one of [0, 50,"),
+    (dict(early=700, late=700), "early=700: expected less than late=700"),
 ]
 WORDS = [  # of python -m cldiff
     (["list", ""], "unknown profile ''; known: smoke, digits, "),
@@ -274,3 +277,12 @@ def test_a_bad_list_of_jobs_is_one_line(content, target, tmp_path, monkeypatch):
     assert str(stop.value).startswith("error: ") and "\n" not in str(stop.value)
     if content in ("{}", "[]"):
         assert str(stop.value).startswith(f"error: {target} is not in the plan of any: `make paper PROFILE=any`")
+
+
+COUNTS = [f.name for f in fields(Run) if f.type is int and f.name not in ("seed", "tasks", "early", "late")]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_number_of_things_is_at_least_one(name):
+    with pytest.raises(ValueError, match=f"^{name}=0: expected at least "):
+        Run(**{name: 0})

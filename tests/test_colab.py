@@ -162,3 +162,18 @@ def test_the_cell_installs_in_colab_without_dependencies_and_does_nothing_elsewh
 def test_what_colab_is_missing_is_asked_for_as_the_package_asks():
     dependencies = (ROOT / "pyproject.toml").read_text().partition("dependencies = [")[2]
     assert all(f'"{name}"' in dependencies for name in MISSING)
+
+
+def test_badges_open_main_where_no_branch_is_known(repository):
+    add_remote("https://github.com/someone/cldiff")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *identity, "commit", "--quiet", "--allow-empty", "-m", "one"], check=True)
+    subprocess.run(["git", "checkout", "--quiet", "--detach"], check=True)
+    write_all()
+    assert "/blob/main/notebooks/" in (repository / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_notebook_that_gained_a_cell_ends_as_a_text_does(repository):
+    add_remote("https://github.com/someone/cldiff")
+    write_all()
+    assert all(content.endswith(b"}\n") for name, content in contents(repository).items() if name.endswith(".ipynb"))

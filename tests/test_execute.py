@@ -1,11 +1,14 @@
+import os
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from conftest import make_job
 
+from cldiff.__main__ import main
 from cldiff.plan import jobs
-from cldiff.report.execute import ExecutionError, check_parameters, execute
+from cldiff.report.execute import ExecutionError, _Progress, _surroundings, check_parameters, execute
 
 ROOT = Path(__file__).parents[1]
 RUN = next(job for job in jobs("smoke").values() if job["kind"] == "run")
@@ -32,6 +35,7 @@ def notebook(tmp_path):
         ({"steps": "3"}, "steps='3': expected int"),
         ({"steps": 3.0}, "steps=3.0: expected int"),
         ({"rate": "1e-4"}, "rate='1e-4': expected float"),
+        ({"rate": True}, "rate=True: expected float"),
         ({"name": 1}, "name=1: expected str"),
         ({"widths": 1}, "widths=1: expected list"),
     ],
@@ -116,3 +120,37 @@ def test_a_kernel_that_dies_is_one_line_and_leaves_nothing(tmp_path):
     with pytest.raises(ExecutionError, match="its kernel died"):
         execute(path, tmp_path / "out" / "book.ipynb", {})
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_what_another_process_made_meanwhile_stays(tmp_path):
+    cells = [nbformat.v4.new_code_cell("a = 1"), nbformat.v4.new_code_cell("open('out.ipynb', 'w').write('its own')")]
+    cells[0].metadata["tags"] = ["parameters"]
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), tmp_path / "book.ipynb")
+    execute(tmp_path / "book.ipynb", tmp_path / "out.ipynb", {})
+    assert (tmp_path / "out.ipynb").read_text() == "its own"
+    execute(tmp_path / "book.ipynb", tmp_path / "out.ipynb", {})  # made anew, where it was there before
+    assert nbformat.read(tmp_path / "out.ipynb", 4).cells
+
+
+def test_states_of_a_kernels_progress_bar_are_lines_of_a_log(capsys):
+    progress = _Progress()
+    for text in ("\r10%", "\r20%\r30%", "", "\n", "\rdone\n", "\n", "next"):  # tqdm's, and those of others
+        progress.write(text)
+    assert capsys.readouterr().err == "10%\n20%\n30%\ndone\nnext"
+
+
+def test_a_kernel_keeps_the_home_of_its_user(monkeypatch):
+    monkeypatch.setenv("HOME", "/of/mine")
+    with _surroundings():
+        assert os.environ["HOME"] == "/of/mine"
+
+
+@pytest.mark.parametrize("text, parameters", [("widgets = True", {"widgets": False}), ("steps = 3", {})])
+def test_the_command_leaves_widgets_out_where_a_notebook_has_some(text, parameters, tmp_path, monkeypatch):
+    asked, paths = [], (tmp_path / "book.ipynb", Path("out.ipynb"))
+    paths[0].write_text(text)
+    monkeypatch.setattr("cldiff.report.execute.execute", lambda *words: asked.append(words))
+    monkeypatch.setattr(sys, "argv", ["cldiff", "execute", *map(str, paths)])
+    main()
+    assert asked == [(*paths, parameters)]

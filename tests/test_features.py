@@ -1,6 +1,7 @@
 import dataclasses
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from conftest import DATA, need, same, tiny, with_noise_held_out
 from PIL import Image
 
 from cldiff import Measurer, features
+from cldiff.__main__ import main
 from cldiff.errors import Problem
 from cldiff.features import INCEPTION, LENETS, FeatureError, load_inception, load_lenet
-from cldiff.tasks import load_tasks, to_model
+from cldiff.tasks import DATASETS, load_tasks, to_model
 from cldiff.train import train
 
 # LeNet
@@ -280,3 +282,16 @@ def test_inception_features_of_many_images_are_those_of_each(stand_in, digits):
     found, _ = inception.extract(images)
     assert len(found) == 103
     torch.testing.assert_close(found[99:], inception.extract(images[99:])[0])
+
+
+def test_the_command_trains_a_lenet_as_long_as_its_data_set_asks_on_the_data_it_is_given(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("cldiff.tasks.load_tasks", lambda *words: words)
+    monkeypatch.setattr(features, "train_lenet", lambda tasks, epochs: (tasks, epochs))
+    monkeypatch.setattr(features, "save_lenet", lambda *words: saved.append(words) or 0.5)
+    monkeypatch.setattr(features, "LENETS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["cldiff", "features", "kmnist", "--data", "/of/all"])
+    saved = []
+    main()
+    asked, path = ("kmnist", "/of/all"), tmp_path / "kmnist.pt"
+    assert saved == [((asked, DATASETS["kmnist"].lenet_epochs), asked, path)]
+    assert capsys.readouterr().out == f"{path}: 50.00% of the test images right\n"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import random
 import signal
@@ -317,3 +318,23 @@ def test_a_run_that_is_done_with_seconds_left_is_followed_by_the_next(two, tmp_p
 def test_a_first_task_that_is_asked_to_stop_in_its_last_step_is_done(two, tmp_path):
     words = {"device": "cpu", "stop": lambda margin: True, "first_task_only": True}
     assert [make_run(two[0], tmp_path / two[0].name, **words) for _ in range(2)] == [False, True]
+
+
+def test_the_command_passes_on_what_it_is_told(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(work, "run_pending", lambda asked, out, budget, **how: told.append((budget, how)) or {})
+    words = ("--budget", "2m", "--data", "/of/all", "--checkpoint", "7")
+    monkeypatch.setattr(sys, "argv", command(tmp_path, *words)[2:])
+    main()
+    assert told == [(120, {"device": "cpu", "data": "/of/all", "checkpoint_seconds": 7})]
+
+
+def test_a_command_that_is_stopped_says_so_in_one_line_and_fails(monkeypatch, tmp_path):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", False)
+    monkeypatch.setattr(work, "run_pending", stopped)
+    monkeypatch.setattr(sys, "argv", command(tmp_path)[2:])
+    with pytest.raises(SystemExit, match="^stopped: the same command again continues from the last checkpoint$"):
+        main()

@@ -546,3 +546,11 @@ def test_the_result_has_the_accuracy_of_extractors_that_classify_alone(three, tm
     measure.extractors.append(features.Extractor("inception", "0", None, None))
     measure.save(tmp_path / run.name, step.learner)
     assert json.loads((tmp_path / run.name / "result.json").read_text())["accuracy"].keys() == {"lenet"}
+
+
+def test_numbers_of_tasks_and_images_are_whole_in_the_tables(finished):
+    """Beside missing ones, too, which pandas by itself writes as 1.0."""
+    scores = pd.read_csv(finished.folder / "scores.csv", dtype=str)
+    assert scores.after_task.isna().any()
+    for name in ("after_task", "eval_task", "n"):
+        assert scores[name].dropna().str.fullmatch(r"\d+").all()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import copied, documented, same, tiny, weights, weights_after_tasks, with_noise_held_out
+from conftest import OPTIONS, copied, documented, same, tiny, weights, weights_after_tasks, with_noise_held_out
 from torch.utils.flop_counter import FlopCounterMode
 
 from cldiff import errors
@@ -530,6 +530,7 @@ def spoilt(batch: Batch, **changes) -> Batch:
         ({"target": lambda v: v[:1]}, r"target is .*\(1, 1, 8, 8\), expected torch.float32 \(16, 1, 8, 8\) .*"),
         ({"target": lambda v: v.clone().requires_grad_()}, r"target has a gradient, .*torch.no_grad\(\)"),
         ({"x0": lambda v: (v + 1) * 127.5}, r"x0 reaches 25\d.*, expected \[-1, 1\]: to_model\(\) makes it so"),
+        ({"x0": lambda v: v - 2}, r"x0 reaches 3, expected \[-1, 1\]: to_model\(\) makes it so"),
         ({"x0": lambda v: to_uint8(v)}, "x0 is torch.uint8 .*, expected torch.float32 .*"),
         ({"x0": lambda v: v * math.nan}, "share, x0, noise or target has numbers that are not finite"),
         ({"noise": lambda v: v.double()}, "noise is torch.float64 .*, expected torch.float32 .*"),
@@ -650,3 +651,27 @@ def test_the_test_of_the_docs_sees_early_timesteps_that_are_replayed(monkeypatch
         monkeypatch.setitem(METHODS, "late", names["LateReplay"])
         with nullcontext() if right else pytest.raises(AssertionError):
             tests["test_only_late_timesteps_are_replayed"](three)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_two_things_of_a_step_are_drawn_by_the_same_random_numbers(method, three, monkeypatch):
+    """But the two batches that self-tuned replay compares."""
+    options = {**OPTIONS, "timesteps": {"drawn": True}}.get(method, {})
+    learner, purposes = at_task(tiny(method, options=options), three, 2), []
+    generator = learner.generator
+    monkeypatch.setattr(learner, "generator", lambda purpose: purposes.append(purpose) or generator(purpose))
+    learner.update()
+    twice = ["self-tuning"] if method == "self_tuned" else []
+    assert sorted(purposes) == sorted([*set(purposes), *twice])
+
+
+def test_a_batch_that_would_train_wrongly_is_an_error_in_the_first_task_too(monkeypatch, three):
+    class Spoiling(Method):
+        label = "Spoiling"
+        shares_first_task = False
+
+        def batch(self, learner, current):
+            return spoilt(current, share=lambda v: v * math.nan)
+
+    with pytest.raises(Problem, match="^batch: share, x0, noise or target has numbers that are not finite$"):
+        next(train(with_method(monkeypatch, Spoiling), three))

@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from cldiff.report.page import PageError, page, write_page
+from cldiff.report.page import PageError, page, print_pdf, write_page
 
 PIXEL = base64.b64encode(
     bytes.fromhex(
@@ -186,3 +186,43 @@ def test_wrong_words_and_missing_notebook_leave_no_page(tmp_path):
         done = subprocess.run([sys.executable, "-m", "cldiff", "make", *words], capture_output=True, text=True)
         assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_cell_prints_or_fails_with_stands_as_it_is(tmp_path):
+    words = "a <b>bold</b> word & more"
+    outputs = [
+        new_output("stream", name="stdout", text=f"{words} printed"),
+        new_output("error", ename="E", evalue=f"{words} failed"),
+        new_output("display_data", data={"text/plain": f"{words} shown"}),
+    ]
+    nbformat.write(new_notebook(cells=[new_code_cell("draw()", outputs=outputs)]), tmp_path / "book.ipynb")
+    text = page(tmp_path / "book.ipynb")
+    for end in ("printed", "failed", "shown"):
+        assert f"a &lt;b&gt;bold&lt;/b&gt; word &amp; more {end}" in text
+    assert "<title>book</title>" in text  # as it has no heading
+
+
+def test_a_page_has_one_list_of_its_parts_before_the_first(tmp_path):
+    cell = new_markdown_cell("# T\n\nFirst.\n\n## One\n\na\n\n## Two\n\nb")
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "book.ipynb")
+    text = page(tmp_path / "book.ipynb")
+    assert text.count("<nav>") == 1 and text.index("<nav>") < text.index('<h2 id="One">')
+    assert '<nav><a href="#One">One</a>\n<a href="#Two">Two</a></nav>' in text
+
+
+def test_pictures_of_a_text_are_of_points_alone(tmp_path):
+    kinds = ("png", "jpeg", "svg+xml", "gif")
+    cell = new_markdown_cell("\n\n".join(f'<img src="data:image/{kind};base64,AAAA">' for kind in kinds))
+    nbformat.write(new_notebook(cells=[cell]), tmp_path / "book.ipynb")
+    assert re.findall("src=.data:image/(.*?);", page(tmp_path / "book.ipynb")) == ["png", "jpeg"]
+
+
+def test_a_page_is_printed_without_the_time_of_day_or_not_at_all(tmp_path):
+    chromium, source, target = tmp_path / "chromium", tmp_path / "page.html", tmp_path / "page.pdf"
+    source.touch()
+    for end in (0, 1):
+        chromium.write_text(f'#!/bin/sh\nprintf "/CreationDate (D:20261130183305+00)" > {target}\nexit {end}\n')
+        chromium.chmod(0o755)
+        assert print_pdf(source, target, str(chromium)) == (end == 0)
+        if end == 0:
+            assert target.read_text() == "/CreationDate (D:20240101000000+00)"

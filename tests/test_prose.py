@@ -15,6 +15,7 @@ from cldiff.errors import Problem
 from cldiff.methods import Method
 from cldiff.report import readme
 from cldiff.report.execute import move_links
+from cldiff.results import load_scores
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -175,3 +176,26 @@ def test_executed_tutorials_are_those_of_now(path, tmp_path):
     wanted, found = ([cell.source for cell in nbformat.read(p, as_version=4).cells] for p in (moved, path))
     injected = [i for i, text in enumerate(found) if text.startswith("# Parameters")]
     assert [text for i, text in enumerate(found) if i not in injected] == wanted, "`make tutorials` executes it anew"
+
+
+def test_what_is_said_of_a_page_is_whether_it_changed(monkeypatch, tmp_path, capsys):
+    def part() -> str:
+        return "new"
+
+    path = tmp_path / "page.md"
+    path.write_text("<!-- part: `python -m cldiff readme` writes this part -->\nold\n<!-- /part -->\n")
+    monkeypatch.setattr(readme, "PARTS", {path: (part,)})
+    readme.write_all()
+    readme.write_all()
+    assert capsys.readouterr().out == f"{path} was written\n{path} is up to date\n"
+
+
+def test_results_that_the_table_of_the_readme_lacks_are_named(monkeypatch):
+    def load(*words):
+        scores = load_scores(*words)
+        return scores[scores.label != readme.REPLAY]
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(readme, "load_scores", load)
+    with pytest.raises(Problem, match=f"^no results of {readme.REPLAY} on mnist in results/paper-cpu: README's table"):
+        readme.results()

@@ -334,3 +334,10 @@ def test_a_huge_weight_holds_what_mattered(method, three):
             learner.update()
         moved[weight] = learner.method.penalty(learner).item() / weight
     assert 0 < moved[1e6] < moved[1e-9] / 100
+
+
+@pytest.mark.parametrize("method", SUMMED)
+def test_images_are_taken_one_at_a_time_where_a_network_is_larger_than_what_is_held(method, three, monkeypatch):
+    monkeypatch.setattr(fisher, "HELD", 1)
+    learner = begun(method, three, Line())
+    assert len(into_next_task(learner)) == OPTIONS["images"] * (1 + (method == "rank1"))  # which goes over them twice

@@ -307,3 +307,7 @@ def test_measurements_are_so_many_steps_apart_and_begin_anew_with_a_task(three):
     learner.method.state["losses"] += 1
     learner.next_task()
     assert not learner.method.state["losses"].any()
+
+
+def test_a_teacher_may_be_asked_up_to_the_last_timestep():
+    assert tiny("distilled", options={"until": 1000}).options == {"until": 1000}

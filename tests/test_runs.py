@@ -730,3 +730,68 @@ def test_finetuning_on_a_data_set_of_another_profile_is_none_to_compare_with(mon
     finish(tmp_path / "results/paper-cpu", SMOKE[0])
     with pytest.raises(ResultError, match="^no finished run of finetuning in results/paper-cpu: "):
         draw("paper-cpu")
+
+
+def test_a_zero_with_a_sign_is_the_weight_zero():
+    assert Run(method="l2", weight=-0.0).name == Run(method="l2", weight=0.0).name
+
+
+def test_runs_whose_pools_differ_share_the_first_task():
+    run = Run(method="generative")
+    for other in ({"pool": 7}, {"pool_steps": 10}, {"options": {"shared": True}}, {"weight": 2.0}):
+        assert dataclasses.replace(run, **other).first_task_name == run.first_task_name
+
+
+def test_a_sampler_is_ancestral_by_its_noise_at_every_timestep():
+    found = [Run(eta=eta, sample_steps=steps).sampler for eta in (0.0, 0.5, 1.0) for steps in (50, 1000)]
+    assert found == ["ddim50", "ddim1000", "ddim50-eta0.5", "ddim1000-eta0.5", "ddim50-eta1", "ancestral1000"]
+
+
+@pytest.mark.parametrize("name", FILES[:-1])
+def test_each_file_that_a_result_vouches_for_is_compared(name, tmp_path):
+    folder = finish(tmp_path, SMOKE[0])
+    with open(folder / name, "ab") as file:
+        file.write(b"\n")
+    with pytest.raises(ResultError, match=f"{name} is not the file that was written$"):
+        read_result(folder)
+
+
+def test_what_a_kill_left_half_written_is_gone_when_a_run_is_saved(tmp_path):
+    left = tmp_path / SMOKE[0].name / ".01ab-scores.csv"
+    left.parent.mkdir()
+    left.touch()
+    finish(tmp_path, SMOKE[0])
+    assert not left.exists()
+
+
+def test_published_results_are_those_of_their_profiles():
+    published = [name for name, profile in PROFILES.items() if profile.published and (ROOT / "results" / name).is_dir()]
+    assert len(published) > 9
+    for name in published:
+        paths = (ROOT / "results" / name).glob("*/result.json")
+        seeds = {path.parent.name: json.loads(path.read_text())["run"]["seed"] for path in paths}
+        assert seeds.keys() <= {run.name for run in runs(name, 8)}, name
+        assert min(seeds.values()) == PROFILES[name].first_seed, name
+
+
+def test_sweeps_whose_choices_are_kept_have_the_settings_that_chose():
+    names = {profile: runs(profile)[0].name for profile in json.loads(study.CHOSEN.read_text())}
+    assert names == {
+        "digits-sweep": "digits-finetune-s0-19354408",
+        "mnist-sweep": "mnist-finetune-s0-cba2e8eb",
+        "paper-cpu-sweep": "mnist-finetune-s0-a1e11431",
+    }
+
+
+def test_the_command_lists_every_seed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cldiff", "list", "smoke", "--seeds", "2"])
+    __main__.main()
+    assert sorted(capsys.readouterr().out.split()) == sorted(run.name for run in runs("smoke", 2))
+
+
+def test_words_of_the_command_have_the_defaults_that_its_help_says():
+    words = vars(__main__.parser().parse_args(["run", "smoke"]))
+    del words["function"]
+    nothing = dict.fromkeys(("budget", "out", "cluster", "shared"))
+    given = {"profile": "smoke", "seeds": 1, "device": "auto", "checkpoint": 300, "only": "", "data": "data"}
+    assert words == {**given, **nothing}

@@ -1,6 +1,7 @@
 """Where it runs: file systems that refuse, a PATH without git, other people's settings, long and strange paths."""
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import tempfile
 import venv
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -23,7 +25,7 @@ from test_runs import finish
 
 from cldiff import Measurer, files, load_scores, load_tasks, make_run, results, work
 from cldiff.__main__ import main
-from cldiff.errors import Problem
+from cldiff.errors import Problem, one_line_a_minute
 from cldiff.files import claim, locked, write_atomically
 from cldiff.plan import set_aside_damaged
 from cldiff.report import execute as execution
@@ -619,10 +621,19 @@ def test_tables_are_utf_8_in_any_locale(tmp_path):
 # make
 
 
-def make(folder: Path, *words: str, stdout=subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess:
+def make(
+    folder: Path, *words: str, stdout=subprocess.PIPE, answer="y\n", **environment: str
+) -> subprocess.CompletedProcess:
     shutil.copy(ROOT / "Makefile", folder)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")} | environment
-    how = {"cwd": folder, "env": environment, "input": "y\n", "stdout": stdout, "stderr": subprocess.PIPE, "text": True}
+    how = {
+        "cwd": folder,
+        "env": environment,
+        "input": answer,
+        "stdout": stdout,
+        "stderr": subprocess.PIPE,
+        "text": True,
+    }
     return subprocess.run(["make", *words], **how)
 
 
@@ -740,3 +751,134 @@ def test_a_result_that_is_damaged_again_is_moved_beside_the_first(tmp_path):
         (finish(tmp_path, run) / "scores.csv").write_text("cut")
         set_aside_damaged([run], tmp_path, published=False)
         assert (tmp_path / "damaged" / f"{run.name}-{number}").is_dir() and not (tmp_path / run.name).exists()
+
+
+@pytest.mark.parametrize("name", ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"])
+def test_what_a_hook_says_of_its_own_repository_is_not_for_this_one(name, code_in, tmp_path, monkeypatch):
+    code_in()
+    found = results.commit()
+    monkeypatch.setenv(name, str(tmp_path / "another"))
+    assert results.commit() == found and found[0]
+
+
+def test_files_that_nobody_added_are_no_changes_of_the_code(code_in):
+    folder = code_in()
+    found = results.commit()
+    (folder / "package" / "notes.txt").touch()
+    assert results.commit() == found and len(found[0]) == 40
+
+
+def test_a_file_and_its_name_are_both_made_durable(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: asked.append(stat.S_ISDIR(os.fstat(descriptor).st_mode)))
+    write_atomically(tmp_path / "file", lambda path: path.write_text("whole"))
+    assert asked == [False, True]
+
+
+def test_line_ends_may_change_in_tables_alone(tmp_path):
+    sha256 = hashlib.sha256(b"a\nb\n").hexdigest()
+    for name, whole in (("table.csv", True), ("picture.png", False)):
+        (tmp_path / name).write_bytes(b"a\r\nb\r\n")
+        assert files.is_whole(tmp_path / name, sha256) == whole
+
+
+def test_a_run_that_another_process_has_is_waited_for_unless_asked_otherwise(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(files, "locked", lambda path, wait: asked.append((path, wait)))
+    claim(tmp_path / "run")
+    claim(tmp_path / "run", wait=False)
+    assert asked == [(tmp_path / "locks" / "run.lock", wait) for wait in (-1, 0)]
+
+
+def test_progress_is_said_once_a_minute_in_a_log_file_alone(monkeypatch):
+    mine = {"TQDM_MININTERVAL": "5"}
+    for screen, before, after in ((True, {}, {}), (False, {}, {"TQDM_MININTERVAL": "60"}), (False, mine, mine)):
+        environment = dict(before)
+        monkeypatch.setattr(os, "environ", environment)
+        monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: screen))
+        one_line_a_minute()
+        assert environment == after
+
+
+# make, with a python that says what it is asked for
+
+
+@pytest.mark.parametrize("answer, left", [("y\n", False), ("n\n", True), ("\n", True), ("", True)])
+def test_clean_deletes_what_somebody_said_yes_to(answer, left, tmp_path):
+    (tmp_path / "results" / "any").mkdir(parents=True)
+    make(tmp_path, "clean", "PROFILE=any", answer=answer)
+    assert (tmp_path / "results" / "any").exists() == left
+
+
+@pytest.mark.parametrize(
+    "words, gpu, jobs",
+    [
+        (["PROFILE=paper"], False, 1),
+        (["PROFILE=paper", "DEVICE=cpu"], False, 4),
+        (["PROFILE=digits"], False, 4),
+        (["PROFILE=digits"], True, 1),
+        (["PROFILE=digits", "DEVICE=cpu"], True, 4),
+        (["PROFILE=paper", "JOBS=3"], True, 3),
+    ],
+)
+def test_a_gpu_is_for_one_run_at_a_time(words, gpu, jobs, tmp_path):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{'echo GPU 0: one' if gpu else 'exit 1'}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    done = make(tmp_path, "help", "CORES=4", *words, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert f"JOBS={jobs} " in done.stdout
+
+
+@pytest.mark.parametrize("jobs, threads", [(1, 8), (2, 4), (3, 2), (8, 1), (9, 1)])
+def test_the_cores_are_shared_out_between_the_runs(jobs, threads, set_up):
+    (set_up / ".venv" / "bin" / "python").write_text('#!/bin/sh\necho "$OMP_NUM_THREADS"\n')
+    assert make(set_up, "paper", "PROFILE=any", "CORES=8", f"JOBS={jobs}").stdout.startswith(f"{threads}\n")
+
+
+def test_an_environment_is_installed_again_when_what_it_needs_has_changed(set_up):
+    os.utime(set_up / "pyproject.toml", (0, 0))
+    assert "install" not in make(set_up, "setup").stdout
+    os.utime(set_up / ".venv" / ".installed", (0, 0))
+    os.utime(set_up / "pyproject.toml")
+    assert "-m pip install --quiet --editable ." in make(set_up, "setup", PATH="/usr/bin:/bin").stdout
+
+
+@pytest.mark.parametrize(
+    "words, asked",
+    [
+        (["verify", "PROFILE=any", "DEVICE=cpu"], "-m cldiff verify results/any --device cpu"),
+        (["check-paper", "PROFILE=any"], "tests/check_paper.py results/any"),
+        (
+            ["benchmark", "PROFILE=own", "SEEDS=2"],
+            "-m cldiff plan benchmark-own --seeds 2 --checkpoint 300 --device auto",
+        ),
+        (["test", "CORES=3"], "-m pytest -n 3 --dist worksteal -m not slow"),
+        (["test", "DEVICE=cuda"], "-m pytest -q --device cuda tests/test_gpu.py"),
+        (["colab"], "-m cldiff colab"),
+    ],
+)
+def test_a_target_asks_for_what_it_is_called(words, asked, set_up):
+    (set_up / ".venv" / ".installed-test").touch()
+    (set_up / "results" / "benchmark-own").mkdir()
+    (set_up / "results" / "benchmark-own" / "targets.mk").touch()
+    assert asked in make(set_up, *words).stdout.splitlines()
+
+
+def test_a_new_machine_is_asked_for_every_test_and_given_the_images_that_are_at_hand(tmp_path):
+    script, data = tmp_path / "clone" / ".ci" / "run", tmp_path / "shared" / "data" / "MNIST"
+    script.parent.mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", script)
+    data.mkdir(parents=True)
+    (data / "images").touch(0o444)
+    (tmp_path / "shared" / "data" / "FashionMNIST").mkdir()
+    (tmp_path / "make").write_text('#!/bin/sh\necho "make $*"\n[ "$1" != "$FAILS" ]\n')
+    (tmp_path / "make").chmod(0o755)
+
+    def made(fails: str) -> list[str]:
+        environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "FAILS": fails}
+        return subprocess.run([script], env=environment, capture_output=True, text=True).stdout.splitlines()
+
+    assert made("") == ["make lint", "make test", "make test-all SLOW=-m slow"]
+    assert made("test") == ["make lint", "make test"]
+    copied = tmp_path / "clone" / "data"
+    assert {path.name for path in copied.iterdir()} == {"MNIST", "FashionMNIST"}
+    assert (copied / "MNIST" / "images").stat().st_mode & stat.S_IWUSR

@@ -465,3 +465,14 @@ def test_the_data_set_of_the_docs_is_read_and_its_damage_named(tmp_path, monkeyp
     (tmp_path / "own" / "labels.npy").unlink()
     with pytest.raises(DataError, match="labels.npy is missing: put it there"):
         load_tasks("own", tmp_path)
+
+
+def test_a_download_leaves_how_long_others_wait_as_it_was(monkeypatch):
+    monkeypatch.setattr(files, "ANSWER", 3)
+    try:
+        socket.setdefaulttimeout(7)
+        with files.answered():
+            assert socket.getdefaulttimeout() == 3
+        assert socket.getdefaulttimeout() == 7
+    finally:
+        socket.setdefaulttimeout(None)

@@ -775,3 +775,30 @@ def test_a_checkpoint_from_before_cpu_seconds_were_counted_does_not_begin_to_cou
     learner.save(first_task_path(run, tmp_path / "run"))
     *_, step = train(run, three, tmp_path / "run")
     assert step.learner.seconds.keys() == {"train", "measure"} and step.learner.seconds["train"] > 0
+
+
+def test_a_batch_of_another_size_weighs_as_much(three):
+    batch = Learner(tiny(), three).draw(three[0].train.images, 0, "own", weight=0.5, size=5)
+    assert torch.allclose(batch.share, torch.tensor([0.1] * 5))
+
+
+def test_deterministic_asks_for_the_workspace_that_cublas_then_needs(three, monkeypatch):
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    name = "CUBLAS_WORKSPACE_CONFIG"
+    for asked, before, wanted in ((False, {}, None), (True, {}, ":4096:8"), (True, {name: ":16:8"}, ":16:8")):
+        monkeypatch.setattr("cldiff.train.os", SimpleNamespace(environ=before))
+        next(train(tiny(deterministic=asked), three))
+        assert before.get(name) == wanted
+
+
+def test_the_end_of_a_task_is_kept_once(three, tmp_path, monkeypatch):
+    """Twice, it would be the checkpoint before, too."""
+    save, saved = Learner.save, []
+    monkeypatch.setattr(
+        Learner, "save", lambda self, path: saved.append((self.task, self.step, path.name)) or save(self, path)
+    )
+    run = tiny(steps=2)
+    for _ in train(run, three, tmp_path / "run", checkpoint_seconds=0):
+        pass
+    first, own = run.first_task_name, "checkpoint.pt"
+    assert saved == [(0, 1, f"{first}.begun.pt"), (0, 2, f"{first}.pt"), (1, 1, own), (1, 2, own), (2, 1, own)]

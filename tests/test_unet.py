@@ -1,7 +1,8 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
-from cldiff.unet import Attention, UNet, norm, timestep_embedding
+from cldiff.unet import Attention, Resample, ResidualBlock, UNet, norm, timestep_embedding
 
 
 def small(size: int = 8, **options) -> UNet:
@@ -162,3 +163,45 @@ def test_networks_of_any_width_can_be_built(channels, multipliers):
     assert (
         net(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)).shape[1] == 1
     )
+
+
+def normalised(x: torch.Tensor, layer: torch.nn.GroupNorm) -> torch.Tensor:
+    return F.group_norm(x, layer.num_groups, layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize("outputs", [8, 16])
+def test_a_residual_block_is_that_of_ho_et_al(outputs):
+    block = perturbed(ResidualBlock(8, outputs, 32, dropout=0.5))
+    x, embedding = inputs(2, colours=8)[0], torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
+    h = F.conv2d(F.silu(normalised(x, block.norm1)), block.conv1.weight, block.conv1.bias, padding=1)
+    h = h + (embedding @ block.condition.weight.T + block.condition.bias)[:, :, None, None]
+    h = F.conv2d(F.silu(normalised(h, block.norm2)), block.conv2.weight, block.conv2.bias, padding=1)
+    skipped = x if outputs == 8 else F.conv2d(x, block.skip.weight, block.skip.bias)
+    torch.testing.assert_close(block(x, embedding), skipped + h, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_added_to_what_it_looks_at():
+    layer, x = perturbed(Attention(8)), inputs(2, size=4, colours=8)[0]
+    pixels = normalised(x, layer.norm).flatten(2).mT
+    q, k, v = (pixels @ layer.qkv.weight.T + layer.qkv.bias).chunk(3, dim=-1)
+    found = ((q @ k.mT / 8**0.5).softmax(-1) @ v) @ layer.out.weight.T + layer.out.bias
+    torch.testing.assert_close(layer(x, None), x + found.mT.unflatten(2, (4, 4)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_resolution_is_doubled_by_nearest_neighbour_and_halved_by_a_stride():
+    x = inputs(2, colours=8)[0]
+    up, down = perturbed(Resample(8, up=True)), perturbed(Resample(8, up=False))
+    twice = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(up(x, None), F.conv2d(twice, up.conv.weight, up.conv.bias, padding=1))
+    every = F.conv2d(x, down.conv.weight, down.conv.bias, padding=1)[:, :, ::2, ::2]
+    torch.testing.assert_close(down(x, None), every, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_are_told_timestep_and_task_by_two_layers_with_silu_behind_each():
+    net, told, (x, t, task) = perturbed(small()), [], inputs(3)
+    net.middle[0].register_forward_hook(lambda _, arguments, output: told.append(arguments[1]))
+    net(x, t, task)
+    expected = torch.cat([timestep_embedding(t, 8), torch.eye(3)[task]], dim=1)
+    for layer in (net.embed[0], net.embed[2]):
+        expected = F.silu(expected @ layer.weight.T + layer.bias)
+    torch.testing.assert_close(told[0], expected)

@@ -149,8 +149,13 @@ def _surroundings() -> Iterator[str]:
 class _Progress:
     """Passes a kernel's stderr on, with a line for each state of a progress bar where the output is a file."""
 
+    begun = False  # whether the line of the log is
+
     def write(self, text: str) -> None:
-        sys.stderr.write(text if sys.stderr.isatty() else text.replace("\r", "\n").lstrip("\n"))
+        if not sys.stderr.isatty():
+            text = text.replace("\r", "\n") if self.begun else text.replace("\r", "\n").lstrip("\n")
+            self.begun = not text.endswith("\n") if text else self.begun
+        sys.stderr.write(text)
         sys.stderr.flush()
 
     def flush(self) -> None:
