@@ -778,6 +778,7 @@ def test_sweeps_whose_choices_are_kept_have_the_settings_that_chose():
     names = {profile: runs(profile)[0].name for profile in json.loads(study.CHOSEN.read_text())}
     assert names == {
         "digits-sweep": "digits-finetune-s0-19354408",
+        "fashion_mnist-sweep": "fashion_mnist-finetune-s0-fa02818c",
         "mnist-sweep": "mnist-finetune-s0-cba2e8eb",
         "paper-cpu-sweep": "mnist-finetune-s0-a1e11431",
     }
