@@ -73,7 +73,7 @@ class Measurer:
             }
             for extractor in self.extractors
         }
-        self.means = {e.name: e.sha256 for e in self.extractors} | dict.fromkeys(METRICS, "")
+        self.means = {e.name: e.sha256 for e in self.extractors} | dict.fromkeys(METRICS, "")  # kept in checkpoints
         fewest = min(len(real.features) for of in self.real.values() for parts in of.values() for real in parts)
         if fewest <= NEIGHBOURS:
             raise Problem(
