@@ -262,6 +262,13 @@ def test_agem_asks_other_images_of_the_buffers_in_each_step(odds):
     assert old.task.max() < learner.task and not torch.equal(old.x0, other.x0)
 
 
+def test_agem_projects_in_the_second_task_too(three):
+    learner = at_task(tiny("agem", dropout=0.0), three, 1)
+    _, past = two_losses(learner)
+    against = [-g for g in torch.autograd.grad(past(), list(learner.net.parameters()))]
+    assert flat(adjusted(learner, against)).norm() < 1e-4 * flat(against).norm()
+
+
 def test_agem_is_finetuning_as_long_as_the_gradients_agree_and_parts_where_they_do_not(three, odds):
     """In the first steps of a network they do: the same noise is to be predicted."""
     ours, finetuned = at_task(tiny("agem"), three, 1), at_task(tiny("finetune"), three, 1)

@@ -115,9 +115,16 @@ def test_importances_are_asked_under_each_images_own_id(method, three):
         def forward(self, x, t, task):
             return self.b[task].view(-1, 1, 1, 1) + 0 * x
 
-    learner = begun(method, three, Offsets(), condition="class")
+    learner, drawn = begun(method, three, Offsets(), condition="class"), []
+    draw = learner.draw
+    learner.draw = lambda *words, **how: drawn.append(draw(*words, **how)) or drawn[-1]
     learner.next_task()
-    assert (learner.method.state["importance"] > 0).tolist() == [True] * 2 + [False] * 4
+    expected = torch.zeros(6)
+    for batch in drawn:
+        for k, noise in zip(batch.task, batch.noise):
+            expected[k] += (2 * (k + 1 - noise).mean()) ** 2 / 37 if method == "ewc" else 2 * 64 * (k + 1) / 37
+    assert (expected > 0).tolist() == [True] * 2 + [False] * 4
+    torch.testing.assert_close(learner.method.state["importance"], expected, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("method", ("ewc", "mas"))

@@ -309,5 +309,14 @@ def test_measurements_are_so_many_steps_apart_and_begin_anew_with_a_task(three):
     assert not learner.method.state["losses"].any()
 
 
+def test_each_measurement_is_at_other_timesteps(three):
+    learner, seen = at_task(tiny("self_tuned"), three, 1), []
+    learner.ema.forward = lambda x, t, task: seen.append(t) or torch.zeros_like(x)
+    for learner.step in range(2):
+        learner.method.measure(learner)
+    buffer, unseen, later, _ = seen
+    assert torch.equal(buffer, unseen) and not torch.equal(buffer, later)
+
+
 def test_a_teacher_may_be_asked_up_to_the_last_timestep():
     assert tiny("distilled", options={"until": 1000}).options == {"until": 1000}
