@@ -62,6 +62,10 @@ class Results:
     def averages(self, label: str, metric: str = "fid") -> np.ndarray:
         return self.matrices(label, metric)[:, -1].mean(1)
 
+    def said(self, label: str) -> str:
+        """Average FID, with its standard error where there are seeds."""
+        return mean_and_error(pd.Series(self.averages(label)), 0)
+
     def average(self, label: str, metric: str = "fid") -> float:
         return self.averages(label, metric).mean()
 
@@ -394,9 +398,8 @@ def of_methods() -> Iterator[str]:
     first = result_matrix(r.scores[(r.scores.label == REPLAY) & (r.scores.seed == 0)], "fid", "validation")[-1].mean()
     there = Results(RESULTS / "orders", "digits", notebook="orders").arms.fid_validation[f"{REPLAY}, label"][0]
     yield f"moves by up to {first - there:.0f} in validation FID (replay of weight 1, seed 0: {there:.1f} there, {first:.1f} here)"
-    pair = "Distillation and rank-1 EWC"
     tables = summarise(r.scores), summarise_replicates(load_bootstrap(r.path, r.dataset))
-    worse = compare(*tables, pair, DISTILLATION, "fid", "average")
+    worse = compare(*tables, PAIR, DISTILLATION, "fid", "average")
     yield f"(against training images {worse.mean:+.1f} [{worse.low:+.1f}, {worse.high:+.1f}], not corrected)"
     by_seed = (
         r.scores.query("metric == 'fid' and split == 'test' and after_task == 5")
@@ -405,11 +408,12 @@ def of_methods() -> Iterator[str]:
     )
     light, heavy = (by_seed[f"Experience replay, weight {weight}"] for weight in (1, 10))
     assert (light < heavy).tolist() == [False, True, True]  # "on two of three seeds"
-    took = prices(r.path, r.dataset, [pair, DISTILLATION]).time
+    took = prices(r.path, r.dataset, [PAIR, DISTILLATION]).time
     yield "takes {:.2f} times finetuning's time, distillation alone {:.2f}.".format(*took)
 
 
 REFERENCES = "One model for each task", "One model for each task, start previous", "Joint training"
+PAIR = "Distillation and rank-1 EWC"
 PENALTIES = "L2", "EWC", "EWC, decay 0.9", "Rank-1 EWC", "MAS", "SI"
 
 
@@ -423,19 +427,16 @@ def of_methods_on_mnist() -> Iterator[str]:
     seeds = r.scores.groupby("label").seed.nunique()
     assert {*seeds[seeds == 3].index} == {*order[:5], FINETUNING} and set(seeds) == {1, 3}
 
-    def said(label: str) -> str:
-        return mean_and_error(pd.Series(r.averages(label)), 0)
-
     yield (
-        f"timestep-aware replay has {said(aware)}, replay of weight 1 {said(REPLAY)}, self-tuned replay "
-        f"{said(tuned)}, distilled replay {said(DISTILLED)}; the first that keeps none, generative distillation "
-        f"with shares of 1, {said(order[4])}."
+        f"timestep-aware replay has {r.said(aware)}, replay of weight 1 {r.said(REPLAY)}, self-tuned replay "
+        f"{r.said(tuned)}, distilled replay {r.said(DISTILLED)}; the first that keeps none, generative distillation "
+        f"with shares of 1, {r.said(order[4])}."
     )
-    yield f"{said(order[4])} against {said(GENERATIVE)} where new and drawn images count 1 each"
-    yield f"{said(DISTILLATION)} against {said(f'{GENERATIVE}, shared')} where they count 1/k and 1 - 1/k"
+    yield f"{r.said(order[4])} against {r.said(GENERATIVE)} where new and drawn images count 1 each"
+    yield f"{r.said(DISTILLATION)} against {r.said(f'{GENERATIVE}, shared')} where they count 1/k and 1 - 1/k"
     assert min(fid[label] for label in PENALTIES) > 2 * fid[REPLAY]
     penalties = span(fid[label] for label in PENALTIES)
-    yield f"They have {penalties}, A-GEM {said('A-GEM')}, finetuning {said(FINETUNING)}."
+    yield f"They have {penalties}, A-GEM {r.said('A-GEM')}, finetuning {r.said(FINETUNING)}."
     assert all(min(r.averages(label)) > max(r.averages(aware)) for label in fid.keys() - {aware})  # "on each seed"
     alone, previous, joint = (fid[label] for label in REFERENCES)
     yield f"(one for each task has {alone:.0f}, begun at the last one's {previous:.0f}; joint training {joint:.0f})"
@@ -477,6 +478,56 @@ def of_methods_on_mnist() -> Iterator[str]:
     yield f"Model averaging has {fid['Model averaging']:.0f}, a little less than they."
 
 
+def of_methods_on_fashion() -> Iterator[str]:
+    r, mnist = (Results(RESULTS / f"benchmark-{name}", name) for name in ("fashion_mnist", "mnist"))
+    fid = {label: r.average(label) for label in r.scores.label.unique()}
+    order = sorted(fid.keys() - {*REFERENCES}, key=fid.get)
+    aware, tuned = (
+        next(x for x in order if name_of(x) == name) for name in ("Timestep-aware replay", "Self-tuned replay")
+    )
+    assert order[:6] == [aware, REPLAY, tuned, DISTILLED, PAIR, DISTILLATION]
+    seeds = r.scores.groupby("label").seed.nunique()
+    assert (seeds == 1).all()  # "One seed"
+    yield (
+        f"timestep-aware replay has {r.said(aware)}, replay of weight 1 {r.said(REPLAY)}, self-tuned replay "
+        f"{r.said(tuned)}, distilled replay {r.said(DISTILLED)}; the first that keeps none, distillation with rank-1 "
+        f"EWC, {r.said(PAIR)}, generative distillation {r.said(DISTILLATION)}."
+    )
+    equal = f"{DISTILLATION}, not shared"
+    yield f"{r.said(equal)} against {r.said(GENERATIVE)} at equal shares, and {r.said(DISTILLATION)} against {r.said(f'{GENERATIVE}, shared')}"
+    assert min(fid[label] for label in PENALTIES) > 2 * fid[REPLAY]
+    assert abs(fid["A-GEM"] / fid[FINETUNING] - 1) < 0.2
+    penalties = span(fid[label] for label in PENALTIES)
+    yield f"They have {penalties}, A-GEM {r.said('A-GEM')}, finetuning {r.said(FINETUNING)}."
+    first = pd.DataFrame({x.dataset: {label: x.averages(label)[0] for label in fid} for x in (r, mnist)})
+    assert {*first.index} == {*mnist.scores.label}
+    yield f"a rank correlation of {first.corr('spearman').iloc[0, 1]:.2f} over the {len(first)} rows (seed 0 of both)."
+    assert (first.rank() <= 5).all(axis=1).sum() == 5  # "the same"
+    bits = pd.DataFrame({x.dataset: {label: x.averages(label, "bpd")[0] for label in fid} for x in (r, mnist)})
+    yield f"In bits the orders agree less, {bits.corr('spearman').iloc[0, 1]:.2f}."
+    agem, finetuned = (r.scores.value[r.scores.label == label] for label in ("A-GEM", FINETUNING))
+    assert np.array_equal(agem, finetuned)  # "bit for bit"
+    alone, previous, joint = (fid[label] for label in REFERENCES)
+    yield f"(one for each task has {alone:.0f}, begun at the last one's {previous:.0f}; joint training {joint:.0f})"
+    assert fid[aware] < min(alone, previous, joint)
+    bits = {label: r.average(label, "bpd") for label in fid}
+    assert min(bits, key=bits.get) == REPLAY
+    yield f"{bits[aware]:.2f} bits where replay, which has the fewest, has {bits[REPLAY]:.2f}"
+    newest = [r.learned(label)[-1] for label in (aware, REPLAY, FINETUNING)]
+    yield "the newest task (FID {:.0f}, replay's {:.0f}, finetuning's {:.0f})".format(*newest)
+    right = [r.average(label, "accuracy") for label in (aware, REPLAY)]
+    yield "{:.0f} % of its samples are right ({:.0f} % of replay's)".format(*right)
+    strong = "L2", "EWC", "EWC, decay 0.9", "MAS", "SI"
+    forgotten = [r.old(label) - r.before(label, "fid") for label in (*strong, FINETUNING)]
+    yield f"forget {span(forgotten[:-1])} where finetuning forgets {forgotten[-1]:.0f}"
+    last = [r.learned(label)[-1] for label in (*strong, FINETUNING)]
+    yield f"the newest task at {span(last[:-1])} (finetuning {last[-1]:.0f})"
+    assert fid["Model averaging"] < min(fid[label] for label in PENALTIES)
+    yield f"Model averaging has {r.said('Model averaging')}, less than any of them"
+    said = (ROOT / "figures" / "benchmark-fashion_mnist" / "published-fashion_mnist.md").read_text(encoding="utf-8")
+    yield "{}, p = {}".format(*re.search(r"(\d\.\d\d), p = (\d\.\d\d) \(published, fashion_mnist", said).groups())
+
+
 def of_memory_and_length() -> Iterator[str]:
     r, few, some, long = (
         Results(RESULTS / "axes-digits", "digits", notebook="axes"),
@@ -487,7 +538,7 @@ def of_memory_and_length() -> Iterator[str]:
     light, tuned, pair, lora = (
         "Experience replay, weight 0.1",
         "Self-tuned replay, weight 1",
-        "Distillation and rank-1 EWC",
+        PAIR,
         "LoRA for each task",
     )
 
@@ -796,6 +847,7 @@ SECTIONS = (
     of_fashion_after_20_000_steps,
     of_methods,
     of_methods_on_mnist,
+    of_methods_on_fashion,
     in_orders,
     from_a_pretrained_network,
     of_memory_and_length,
@@ -827,6 +879,5 @@ def test_quoted_bits_of_a_histogram(dataset):
     need(dataset)
     tasks = load_tasks(dataset, DATA)
     bits = np.mean([histogram_bits(task.train.images.numpy(), task.test.images.numpy()) for task in tasks])
-    pages = {"mnist": {"docs/results.md": "MNIST's test images in {}", "README.md": "of each pixel needs {},"}}
-    for path, said in pages.get(dataset, {"docs/results.md": "Fashion-MNIST's in {}"}).items():
-        assert said.format(f"{bits:.2f}") in (ROOT / path).read_text(encoding="utf-8")
+    said = {"mnist": "MNIST's test images in {}", "fashion_mnist": "Fashion-MNIST's in {}"}[dataset]
+    assert said.format(f"{bits:.2f}") in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")

@@ -133,6 +133,7 @@ def test_generated_parts_follow_results_and_a_lost_marker_is_an_error(monkeypatc
         "figures/paper-cpu",
         "figures/benchmark-digits",
         "figures/benchmark-mnist",
+        "figures/benchmark-fashion_mnist",
         "results/paper-cpu",
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
