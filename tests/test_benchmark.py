@@ -1,6 +1,7 @@
 """The benchmark's tables."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -59,7 +60,9 @@ def test_the_leaderboard_is_ordered_by_fid_and_marks_what_noise_cannot_tell_from
     old = [of[of.eval_task < of.eval_task.max()].value.mean() for of in (last, learned)]
     assert table.loc["Best", "forgetting FID, test ↓"].split()[0].replace("−", "-") == f"{old[0] - old[1]:.1f}"
     assert table.loc["Best", "FID, newest task, test ↓"].split()[0] == f"{newest:.1f}"
-    assert "‡" not in note
+    assert "‡" not in note and re.findall(r"\w+: every number is finetuning's", note) == [
+        "Copy: every number is finetuning's"
+    ]
     table, note = leaderboard(scores, curves, bootstrap, apart=["Best"])  # of another machine
     fid = table.set_index("")["avg FID, train ↓"]
     assert "‡: of another machine" in note and list(fid.index)[0] == "Best ‡" and "*" not in fid["Best ‡"]

@@ -73,6 +73,7 @@ def leaderboard(
         if len(paired) < len(labels)
         else ""
     )
+    others += "".join(f"{name}: every number is finetuning's, as it never acted. " for name in inert(scores))
     note = (
         f"{seeds_note(scores)}, by average FID against test images, where real images have {floor:.1f}. Weights are "
         "those that the sweep chose on validation images, or a row's own (the study's, and 1 where it names `shared`). "
@@ -82,6 +83,16 @@ def leaderboard(
         f"{sizes(bound.n)} test images per task. Recall: against test images. Forgetting: positive means worse."
     )
     return table, note
+
+
+def inert(scores: pd.DataFrame) -> list[str]:
+    """The labels whose numbers are finetuning's, each of them, for all seeds that both have."""
+    keys = ["seed", "after_task", "eval_task", "metric", "split", "extractor", "n", "sampler"]
+    values = scores.fillna({"split": "", "extractor": "", "sampler": ""}).dropna(subset="after_task")
+    values = values.pivot(index=keys, columns="label", values="value")
+    own = values.pop(FINETUNING) if FINETUNING in values else pd.Series(dtype=float)
+    differences = {name: of.sub(own).dropna() for name, of in values.items()}
+    return [name for name, difference in differences.items() if len(difference) and not difference.any()]
 
 
 def beside_published(scores: pd.DataFrame, found: pd.DataFrame, published: pd.DataFrame) -> tuple[pd.DataFrame, str]:
