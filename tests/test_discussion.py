@@ -436,7 +436,8 @@ def of_methods_on_mnist() -> Iterator[str]:
     yield f"{r.said(DISTILLATION)} against {r.said(f'{GENERATIVE}, shared')} where they count 1/k and 1 - 1/k"
     assert min(fid[label] for label in PENALTIES) > 2 * fid[REPLAY]
     penalties = span(fid[label] for label in PENALTIES)
-    yield f"They have {penalties}, A-GEM {r.said('A-GEM')}, finetuning {r.said(FINETUNING)}."
+    own = f"{r.averages(FINETUNING)[0]:.0f}"
+    yield f"They have {penalties}, A-GEM {r.said('A-GEM')} (its seed, where finetuning has {own}), finetuning {r.said(FINETUNING)}."
     assert all(min(r.averages(label)) > max(r.averages(aware)) for label in fid.keys() - {aware})  # "on each seed"
     alone, previous, joint = (fid[label] for label in REFERENCES)
     yield f"(one for each task has {alone:.0f}, begun at the last one's {previous:.0f}; joint training {joint:.0f})"
@@ -482,50 +483,90 @@ def of_methods_on_fashion() -> Iterator[str]:
     r, mnist = (Results(RESULTS / f"benchmark-{name}", name) for name in ("fashion_mnist", "mnist"))
     fid = {label: r.average(label) for label in r.scores.label.unique()}
     order = sorted(fid.keys() - {*REFERENCES}, key=fid.get)
-    aware, tuned = (
-        next(x for x in order if name_of(x) == name) for name in ("Timestep-aware replay", "Self-tuned replay")
-    )
-    assert order[:6] == [aware, REPLAY, tuned, DISTILLED, PAIR, DISTILLATION]
-    seeds = r.scores.groupby("label").seed.nunique()
-    assert (seeds == 1).all()  # "One seed"
-    yield (
-        f"timestep-aware replay has {r.said(aware)}, replay of weight 1 {r.said(REPLAY)}, self-tuned replay "
-        f"{r.said(tuned)}, distilled replay {r.said(DISTILLED)}; the first that keeps none, distillation with rank-1 "
-        f"EWC, {r.said(PAIR)}, generative distillation {r.said(DISTILLATION)}."
-    )
-    equal = f"{DISTILLATION}, not shared"
-    yield f"{r.said(equal)} against {r.said(GENERATIVE)} at equal shares, and {r.said(DISTILLATION)} against {r.said(f'{GENERATIVE}, shared')}"
+    aware, tuned = order[0], order[2]
+    assert [REPLAY, DISTILLED, PAIR, DISTILLATION] == [order[1], *order[3:6]]
+    assert (name_of(aware), name_of(tuned)) == ("Timestep-aware replay", "Self-tuned replay")
+    assert (r.scores.groupby("label").seed.nunique() == 1).all()  # "One seed"
+    _, *trials = table_of(ROOT / "figures" / "fashion_mnist-sweep" / "sweep-fashion_mnist.md")
+    chosen = {method: float(value) for method, _, yes, value, *_ in trials if yes}
+    without = next(float(value) for _, weight, _, value, *_ in trials if weight == "0")
+    yield f"timestep-aware replay has {r.said(aware)}, replay of weight 1 {r.said(REPLAY)}, self-tuned replay {r.said(tuned)}, distilled replay {r.said(DISTILLED)}."
+    yield f"with rank-1 EWC and without, {r.said(PAIR)} and {r.said(DISTILLATION)}, not told apart"
+    yield f"no better in the sweep: {chosen[PAIR]:.1f} and {chosen['Generative distillation']:.1f})"
+    yield f"{r.said(f'{DISTILLATION}, not shared')} against {r.said(GENERATIVE)} where new and drawn images count 1 each"
+    yield f"and {r.said(DISTILLATION)} against {r.said(f'{GENERATIVE}, shared')} where they count 1/k"
     assert min(fid[label] for label in PENALTIES) > 2 * fid[REPLAY]
     assert abs(fid["A-GEM"] / fid[FINETUNING] - 1) < 0.2
     penalties = span(fid[label] for label in PENALTIES)
-    yield f"They have {penalties}, A-GEM {r.said('A-GEM')}, finetuning {r.said(FINETUNING)}."
-    first = pd.DataFrame({x.dataset: {label: x.averages(label)[0] for label in fid} for x in (r, mnist)})
-    assert {*first.index} == {*mnist.scores.label}
-    yield f"a rank correlation of {first.corr('spearman').iloc[0, 1]:.2f} over the {len(first)} rows (seed 0 of both)."
-    assert (first.rank() <= 5).all(axis=1).sum() == 5  # "the same"
-    bits = pd.DataFrame({x.dataset: {label: x.averages(label, "bpd")[0] for label in fid} for x in (r, mnist)})
-    yield f"In bits the orders agree less, {bits.corr('spearman').iloc[0, 1]:.2f}."
+    yield f"they have {penalties}, A-GEM {r.said('A-GEM')}, finetuning {r.said(FINETUNING)}."
+    assert [name for name in ("L2", "Rank-1 EWC", "EWC", "MAS", "SI") if chosen[name] > without] == ["L2", "Rank-1 EWC"]
+    gain = without - min(chosen[name] for name in ("EWC", "MAS", "SI"))
+    assert gain == without - chosen["EWC"]
+    yield f"EWC gains most, {gain:.0f} of {without:.0f}."
+
+    def first(metric: str, of=lambda matrix: matrix[-1].mean()) -> pd.DataFrame:
+        """By label, of seed 0 of both data sets."""
+        return pd.DataFrame({x.dataset: {label: of(x.matrices(label, metric)[0]) for label in fid} for x in (r, mnist)})
+
+    def agree(both: pd.DataFrame) -> str:
+        return f"{both.corr('spearman').iloc[0, 1]:.2f}"
+
+    both = first("fid").sort_values("mnist")
+    assert {*both.index} == {*mnist.scores.label} and (both.rank() <= 5).all(axis=1).sum() == 5  # "the same"
+    yield f"{agree(both)} over the {len(both)} rows (seed 0 of both), {agree(both[:12])} and {agree(both[12:])} within"
+    newest = first("fid", lambda matrix: matrix[-1, -1])
+    yield f"By bits it is {agree(first('bpd'))}, by the FID of the newest task {agree(newest)}."
     agem, finetuned = (r.scores.value[r.scores.label == label] for label in ("A-GEM", FINETUNING))
     assert np.array_equal(agem, finetuned)  # "bit for bit"
+    curves = r.curves[(r.curves.label == FINETUNING) & (r.curves.split == "buffer")]
+    loss = curves.groupby("step").loss.mean()
+    learned, end = curves.step[curves.task == 1].max(), curves.step.max()
+    yield f"on task 1's kept images is {loss[learned]:.3f} when learned and {loss[end]:.3f} in the end (mean of {curves.timestep.nunique()} timesteps)"
+    times = r.times(FINETUNING).mean(axis=1)
+    yield f"on validation images to {span(times.loc[250:600], '.1f')} times from t = 250 to 600"
+    assert times.loc[800:].max() < 0.6
+    yield f"by {100 * (loss[learned + 250] / loss[learned] - 1):.0f} % in the first 250 steps of task 2"
+    yield f"has the lowest FID again**, x {fid[aware] / fid[REPLAY]:.2f} of replay's"
     alone, previous, joint = (fid[label] for label in REFERENCES)
-    yield f"(one for each task has {alone:.0f}, begun at the last one's {previous:.0f}; joint training {joint:.0f})"
     assert fid[aware] < min(alone, previous, joint)
+    yield f"(one for each task has {alone:.0f}, begun at the last one's {previous:.0f}; joint training {joint:.0f})"
+    right = {label: r.average(label, "accuracy") for label in fid}
+    yield "{:.0f} %, replay {:.0f}, one network for each task {:.0f}, begun at the last one's {:.0f}".format(
+        *(right[label] for label in (aware, REPLAY, *REFERENCES[:2]))
+    )
+    last = {label: r.learned(label)[-1] for label in fid}
+    yield f"the newest task (FID {last[aware]:.0f}, replay's {last[REPLAY]:.0f}, finetuning's {last[FINETUNING]:.0f})"
     bits = {label: r.average(label, "bpd") for label in fid}
     assert min(bits, key=bits.get) == REPLAY
     yield f"{bits[aware]:.2f} bits where replay, which has the fewest, has {bits[REPLAY]:.2f}"
-    newest = [r.learned(label)[-1] for label in (aware, REPLAY, FINETUNING)]
-    yield "the newest task (FID {:.0f}, replay's {:.0f}, finetuning's {:.0f})".format(*newest)
-    right = [r.average(label, "accuracy") for label in (aware, REPLAY)]
-    yield "{:.0f} % of its samples are right ({:.0f} % of replay's)".format(*right)
     strong = "L2", "EWC", "EWC, decay 0.9", "MAS", "SI"
-    forgotten = [r.old(label) - r.before(label, "fid") for label in (*strong, FINETUNING)]
-    yield f"forget {span(forgotten[:-1])} where finetuning forgets {forgotten[-1]:.0f}"
-    last = [r.learned(label)[-1] for label in (*strong, FINETUNING)]
-    yield f"the newest task at {span(last[:-1])} (finetuning {last[-1]:.0f})"
-    assert fid["Model averaging"] < min(fid[label] for label in PENALTIES)
-    yield f"Model averaging has {r.said('Model averaging')}, less than any of them"
+    middle = [span(np.concatenate([r.learned(x)[1:4] for x in of])) for of in (strong, (FINETUNING,))]
+    yield f"FID {middle[0]} right after tasks 2 to 4 (finetuning {middle[1]})"
+    yield f"and {span(last[x] for x in strong)} on the newest ({last[FINETUNING]:.0f})"
+    lost = {x: {label: r.old(label, x) - r.before(label, x) for label in fid} for x in ("fid", "bpd")}
+    yield f"they forget {span(lost['fid'][x] for x in strong)} (finetuning {lost['fid'][FINETUNING]:.0f})"
+    of_first = [r.matrix(x, "accuracy")[[0, -1], 0] for x in strong]
+    yield f"goes from {of_first[0][0]:.0f} % right to {span(x[1] for x in of_first)} %"
+    yield f"In bits they forget {span((lost['bpd'][x] for x in strong), '.2f')} (finetuning {lost['bpd'][FINETUNING]:.2f})"
+    yield f"end at {span((bits[x] for x in strong), '.2f')} ({bits[FINETUNING]:.2f})"
+    yield f"replay's in FID ({lost['fid'][REPLAY]:.0f}, L2 {lost['fid']['L2']:.0f})"
+    assert lost["bpd"]["L2"] > lost["bpd"][FINETUNING]
+    _, *five = table_of(ROOT / "figures" / "paper-cpu-sweep" / "sweep-fashion_mnist.md")
+    by_weight = {weight: float(value) for _, weight, _, value, *_ in five}
+    yield "weight 0.001 has {:.0f}, none {:.0f} and weight 10, which it has here, {:.0f}.".format(
+        *(by_weight[weight] for weight in ("0.001", "0", "10"))
+    )
+    averaged = "Model averaging"
+    assert fid[averaged] < min(fid[label] for label in PENALTIES)
+    yield f"has {r.said(averaged)}, less than any penalty, but {right[averaged]:.0f} % of its samples are right, as of finetuning's {right[FINETUNING]:.0f}, and the newest task is at {last[averaged]:.0f}."
     said = (ROOT / "figures" / "benchmark-fashion_mnist" / "published-fashion_mnist.md").read_text(encoding="utf-8")
-    yield "{}, p = {}".format(*re.search(r"(\d\.\d\d), p = (\d\.\d\d) \(published, fashion_mnist", said).groups())
+    ranks = re.findall(r"(\d\.\d\d), p = (\d\.\d\d) \(published, (\w+)", said)
+    on_mnist, on_fashion = ((rank, p) for rank, p, of in ranks if of != "cifar10")
+    yield "{} (p = {}, not told".format(*on_fashion) + " from chance; with the published MNIST {}, p = {})".format(
+        *on_mnist
+    )
+    first_of = min(fid[label] for label in (PAIR, DISTILLATION, "Joint training"))
+    yield f"{100 * (joint / first_of - 1):.0f} % behind the first"
 
 
 def of_memory_and_length() -> Iterator[str]:
@@ -879,5 +920,6 @@ def test_quoted_bits_of_a_histogram(dataset):
     need(dataset)
     tasks = load_tasks(dataset, DATA)
     bits = np.mean([histogram_bits(task.train.images.numpy(), task.test.images.numpy()) for task in tasks])
-    said = {"mnist": "MNIST's test images in {}", "fashion_mnist": "Fashion-MNIST's in {}"}[dataset]
-    assert said.format(f"{bits:.2f}") in (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    pages = {"mnist": {"docs/results.md": "MNIST's test images in {}", "README.md": "of each pixel needs {},"}}
+    for path, said in pages.get(dataset, {"docs/results.md": "Fashion-MNIST's in {}"}).items():
+        assert said.format(f"{bits:.2f}") in (ROOT / path).read_text(encoding="utf-8")

@@ -61,7 +61,7 @@ def leaderboard(
     table["FID, newest task, test ↓"] = [mean_and_error(of_label.fid_new.get_group(name), 1) for name in labels]
     bound = scores[scores.metric == "bpd"]
     n = scores.groupby("label").seed.nunique()
-    over = f"{sizes(n)} seeds" if n.max() > 1 else "1 seed"
+    over = f"{sizes(n)} seeds" if n.max() > 1 else "1 seed, so that how seeds differ is not in it"
     if n.min() < n.max():
         over += " (a row of fewer over those that it has, of one by the noise of images alone)"
     over += ", uncorrected for the number of rows."
