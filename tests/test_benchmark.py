@@ -9,7 +9,7 @@ import pytest
 from conftest import tiny
 
 from cldiff import load_bootstrap, load_curves, load_scores
-from cldiff.report.benchmark import beside_published, leaderboard, price_table, prices
+from cldiff.report.benchmark import beside_published, inert, leaderboard, price_table, prices
 from cldiff.rows import STUDY
 from cldiff.stats import summarise
 from cldiff.work import make_run
@@ -63,6 +63,8 @@ def test_the_leaderboard_is_ordered_by_fid_and_marks_what_noise_cannot_tell_from
     assert "‡" not in note and re.findall(r"\w+: every number is finetuning's", note) == [
         "Copy: every number is finetuning's"
     ]
+    elsewhere = scores.assign(seed=scores.seed + 9 * (scores.label == "Copy"))
+    assert inert(scores) == ["Copy"] and not inert(elsewhere)  # no seed that both have
     table, note = leaderboard(scores, curves, bootstrap, apart=["Best"])  # of another machine
     fid = table.set_index("")["avg FID, train ↓"]
     assert "‡: of another machine" in note and list(fid.index)[0] == "Best ‡" and "*" not in fid["Best ‡"]
@@ -83,6 +85,8 @@ def test_a_row_of_one_seed_is_compared_on_it_and_the_note_says_by_what_noise(mea
     assert "that it has, of one by the noise of images alone" in note and fid["Alone"].startswith("**")
     _, note = leaderboard(*(t[t.label == "Finetuning"] for t in (scores, curves, bootstrap)))
     assert "images alone" not in note
+    _, note = leaderboard(*(t[t.seed == 0] for t in (scores, curves, bootstrap)))
+    assert "both over 1 seed, so that how seeds differ is not in it, uncorrected" in note
 
 
 def test_real_images_are_seen_by_the_lenet_alone(measured):
