@@ -63,7 +63,7 @@ def browser():
 def picture(tmp_path_factory):
     """picture(page, name): a screenshot."""
     folder = Path(os.environ.get("SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    return lambda page, name, **how: page.screenshot(path=folder.resolve() / f"{name}.png", **how)
+    return lambda page, name, **how: page.screenshot(path=folder.resolve() / f"{name}.png", timeout=300 * SECOND, **how)
 
 
 @pytest.fixture
