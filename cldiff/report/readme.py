@@ -118,9 +118,10 @@ def benchmark(root: Path = Path(), link: str = "[{}]({})") -> str:
             weight = re.match(r", weight ([\d.]+)", name.removeprefix(row[0]))
             row.append(fid[name] + (f" (weight {weight[1]})" if weight else ""))
     return (
-        f"The benchmark, shorter runs of more methods: average FID of {len(QUOTED)} of about {len(fid)} rows, the last "
-        "two for reference. Each data set has its own LeNet: compare within a column. ± where there are three seeds; "
-        f"of one, a gap of a sixth may be chance.\n\n{written([['FID ↓', *head], *rows])}"
+        f"The benchmark, shorter runs of more methods: average FID of {len(QUOTED)} of about {len(fid)} rows. *Not "
+        "shared*: new and drawn images count 1 each. For reference: joint training on all data; a network for each "
+        "task that begins at the last one's. Each data set has its own LeNet: compare within a column. ± where there "
+        f"are three seeds; of one, a gap of a sixth may be chance.\n\n{written([['FID ↓', *head], *rows])}"
     )
 
 
