@@ -7,12 +7,10 @@ import os
 import re
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import TextIO
 
 from . import __version__
-from .errors import Problem, one_line_a_minute
+from .errors import Problem, Spoken, one_line_a_minute
 
 
 def seconds(text: str) -> float:
@@ -27,16 +25,19 @@ def list_runs(words: argparse.Namespace) -> None:
     """the profiles, or the runs of one of them, by name"""
     from .study import PROFILES, NotChosen, known_profile, runs
 
-    if words.profile is None:
-        print("\n".join(f"{name:{max(map(len, PROFILES))}}  {profile.help}" for name, profile in PROFILES.items()))
-        return
-    profile = known_profile(words.profile)
-    methods = dict.fromkeys(row.method for row in profile.rows)
-    for start in (f"{dataset}-{method}-" for dataset in profile.datasets for method in methods):
-        try:
-            print("\n".join(run.name for run in runs(words.profile, words.seeds, start)))
-        except NotChosen as error:  # the others have names, and can be run
-            print(f"{start}...: {error}")
+    lines = [f"{name:{max(map(len, PROFILES))}}  {profile.help}" for name, profile in PROFILES.items()]
+    if words.profile is not None:
+        profile, lines = known_profile(words.profile), []
+        methods = dict.fromkeys(row.method for row in profile.rows)
+        for start in (f"{dataset}-{method}-" for dataset in profile.datasets for method in methods):
+            try:
+                lines += [run.name for run in runs(words.profile, words.seeds, start)]
+            except NotChosen as error:  # the others have names, and can be run
+                lines.append(f"{start}...: {error}")
+    try:
+        print("\n".join(lines), flush=True)
+    except BrokenPipeError:  # of `list | head`, which has read enough: the rest goes nowhere, without a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def plan(words: argparse.Namespace) -> None:
@@ -232,25 +233,6 @@ def main() -> None:
     except KeyboardInterrupt:
         logging.getLogger("asyncio").disabled = True  # complains at the end of the cell that nobody waits for any more
         sys.exit("stopped: the same command again continues from the last checkpoint")
-
-
-class Spoken:
-    """stderr, to which nobody need listen: a closed pipe, a terminal that is gone or a full disk below a log stop no
-    run."""
-
-    def __init__(self, stream: TextIO | None):  # None where it was closed
-        self.stream = stream or open(os.devnull, "w")
-
-    def write(self, text: str) -> None:
-        with suppress(OSError):
-            self.stream.write(text)
-
-    def flush(self) -> None:
-        with suppress(OSError):
-            self.stream.flush()
-
-    def __getattr__(self, name: str):
-        return getattr(self.stream, name)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import TextIO
 
 from .lazy import torch
 
@@ -50,3 +51,22 @@ def one_line_a_minute() -> None:
     """Of progress bars, where stderr is a log file; otherwise each of their states is one."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "60")
+
+
+class Spoken:
+    """stderr, to which nobody need listen: a closed pipe, a terminal that is gone or a full disk below a log stop no
+    run."""
+
+    def __init__(self, stream: TextIO | None):  # None where it was closed
+        self.stream = stream or open(os.devnull, "w")
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)

@@ -102,6 +102,12 @@ def test_with_weight_0_a_method_is_finetuning_bit_for_bit(method, trained):
     assert all(map(same, trained(method, weight=0.0), trained("finetune")))
 
 
+@pytest.mark.parametrize("method", WEIGHTED)
+def test_a_weight_is_not_ignored(method, trained):
+    doubled = trained(method, weight=2 * METHODS[method].weight)
+    assert not all(map(same, trained(method), doubled))
+
+
 def test_with_distillation_0_the_pair_is_rank_1_ewc_bit_for_bit(trained, three):
     alone = weights_after_tasks(tiny("rank1_distillation", steps=2, options={"distillation": 0.0}), three)
     assert all(map(same, alone, trained("rank1")))

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -788,6 +789,16 @@ def test_the_command_lists_every_seed(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["cldiff", "list", "smoke", "--seeds", "2"])
     __main__.main()
     assert sorted(capsys.readouterr().out.split()) == sorted(run.name for run in runs("smoke", 2))
+
+
+def test_a_list_ends_without_a_word_where_nobody_reads_on():
+    """As in `list | head`."""
+    for words in (["list"], ["list", "benchmark-mnist", "--seeds", "9"]):  # less than a pipe's buffer, and more
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([sys.executable, "-m", "cldiff", *words], stdout=writer, stderr=subprocess.PIPE)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_words_of_the_command_have_the_defaults_that_its_help_says():
