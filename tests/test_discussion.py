@@ -395,7 +395,7 @@ def of_methods() -> Iterator[str]:
     yield f"the newest task's FID is {newest}, finetuning's {r.learned(FINETUNING)[-1]:.0f}"
     averaged = r.average("Model averaging"), r.learned("Model averaging")[-1]
     yield "average FID {:.0f}, the newest task's {:.0f}. A-GEM".format(*averaged)
-    yield f"which came later, has x {prices(r.path, r.dataset, ['Model averaging']).time.item():.2f} here"
+    yield f"had x 0.84 and has x {prices(r.path, r.dataset, ['Model averaging']).time.item():.2f}."
     yield f"are its only ones on all data (FID {r.average('Joint training'):.0f})"
     first = result_matrix(r.scores[(r.scores.label == REPLAY) & (r.scores.seed == 0)], "fid", "test")[-1].mean()
     yield f"here {r.average(DISTILLATION):.1f} and {r.average(REPLAY):.1f}, and {first:.1f}."
