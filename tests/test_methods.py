@@ -97,7 +97,7 @@ def test_what_a_subclass_remembers_outlives_the_next_task(method, three):
         learner.update()
 
 
-@pytest.mark.parametrize("method", WEIGHTED)
+@pytest.mark.parametrize("method", STUDIED)
 def test_with_weight_0_a_method_is_finetuning_bit_for_bit(method, trained):
     assert all(map(same, trained(method, weight=0.0), trained("finetune")))
 
